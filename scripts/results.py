@@ -1,0 +1,54 @@
+"""Write the README's block of results from results/*.json; with --check, only say whether it is up to date."""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- results: written by scripts/results.py, do not edit -->", "<!-- end of results -->"
+
+
+def load(name: str) -> dict:
+    "One results file, empty if it has not been made."
+    path = ROOT / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def percent(x) -> str:
+    "A share as a percentage with one decimal."
+    return "–" if x is None else f"{100 * x:.1f}"
+
+
+def row(label: str, s: dict) -> str:
+    "One line of the table."
+    low, high = s["call_match_95"]
+    return (f"| {label} | {s['n']} | {percent(s['call_match'])} ({percent(low)}–{percent(high)}) | {percent(s['field_exact'])} | {percent(s['schema_valid'])} | "
+            f"{percent(s['null_rate_true'])} / {percent(s['null_rate_pred'])} | {s['latency_ms']['p50']:.0f} |")
+
+
+def block() -> str:
+    "The results as Markdown."
+    bfcl, auto, valid = load("bfcl"), load("bfcl-auto"), load("validation")
+    lines = [BEGIN, "The shipped head (2 CPU cores; milliseconds a call at the median; 95% bootstrap intervals in brackets):", "",
+             "| set | items | calls right, % | fields exact, % | valid, % | optional slots left out: true / predicted, % | ms |", "|---|---:|---:|---:|---:|---:|---:|"]
+    lines += [row(f"BFCL {c}, tool named", bfcl[c]) for c in bfcl if c != "about"]
+    lines += [row(f"BFCL {c}, end to end", auto[c]) for c in auto if c != "about"]
+    names = dict(single="single requests", conversations="conversations")
+    lines += [row(f"tools unseen in training, {names[k]}, tool named", valid[k]) for k in names if k in valid]
+    return "\n".join([*lines, "", "BFCL is the official AST verdict, and a test set: nothing was trained or tuned on it.", END])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    head, rest = text.split(BEGIN, 1)
+    new = head + block() + rest.split(END, 1)[1]
+    if parser.parse_args().check: return 0 if new == text else (print("README.md: results are out of date, run `make results`", file=sys.stderr) or 1)
+    readme.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
