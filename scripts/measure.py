@@ -3,18 +3,27 @@
 Each file holds the configuration, the seed, hashes of what was read, the metrics and bootstrap intervals. README and docs take
 their numbers from these files and nowhere else.
 """
-import argparse, hashlib, json, os, sys, time
+import argparse
+import hashlib
+import json
+import os
+import random
+import sys
+import time
 from pathlib import Path
 
 import torch
 
 from smoldiff.agent import SHIPPED, GenerationConfig, HybridSmolLM
-from smoldiff.base import sha256
-from smoldiff.data import data_files, read_records
-from smoldiff.evaluation import BFCL_WHEEL, bfcl_items, bootstrap_ci, call_table, evaluate_predictions, field_table
-from smoldiff.recipe import evaluate_model
+from smoldiff.base import cache_dir, sha256
+from smoldiff.data import data_files, read_records, turns
+from smoldiff.evaluation import bfcl_items, bootstrap_ci, call_table
+from smoldiff.recipe import evaluate_model, load_recipe, recipe_cache, summary, validate
+from smoldiff.routing import call_probability, name_scores, tool_scores
+from smoldiff.tools import as_tools
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+DEFAULT = GenerationConfig().call_threshold
 
 
 def content_hash(records: list[dict]) -> str:
@@ -34,28 +43,72 @@ def measure(model, records: list[dict], config: GenerationConfig, oracle: bool, 
 def write(name: str, model, config: GenerationConfig, sets: dict):
     "One results file, written in one step."
     RESULTS.mkdir(exist_ok=True)
-    about = dict(head=sha256(Path(model.folder) / "head.safetensors"), base=model.base.fingerprint, torch=torch.__version__, threads=torch.get_num_threads(),
-                 device=model.base.device.type, config=vars(config), seed=config.seed)
+    about = dict(head=sha256(Path(model.folder) / "head.safetensors"), base=model.base.fingerprint, torch=torch.__version__,
+                 threads=torch.get_num_threads(), device=model.base.device.type, config=vars(config), seed=config.seed)
     part = RESULTS / f"{name}.json.partial"
     part.write_text(json.dumps(dict(about=about, **sets), indent=1) + "\n")
     os.replace(part, RESULTS / f"{name}.json")
     print(f"wrote results/{name}.json", file=sys.stderr)
 
 
+def probe_routing(base, records: list[dict], seed: int = 2) -> dict:
+    "How well the untrained base names the tool, and tells requests that need a call from those that do not."
+    chosen = [r for r in records if "query" in r and len(r["query"]) < 300]
+    random.Random(seed).shuffle(chosen)
+    several = [r for r in chosen if len(r["calls"]) == 1 and len(r["tools"]) > 2][:60]
+    right = dict(plain=0, calibrated=0)
+    for r in several:
+        tools, gold = as_tools(r["tools"]), r["calls"][0]["name"]
+        plain, scores = name_scores(base, tools, turns(r)), tool_scores(base, tools, turns(r))
+        right["plain"] += list(tools)[plain.index(max(plain))] == gold
+        right["calibrated"] += max(scores, key=scores.get) == gold
+    opens = {k: [call_probability(base, as_tools(r["tools"]), turns(r)) for r in rs[:45]] for k, rs in
+             dict(call=several, none=[r for r in chosen if not r["calls"]]).items()}
+    calls, others = opens["call"], opens["none"]
+    area = sum((p > q) + (p == q) / 2 for p in calls for q in others) / len(calls) / len(others)
+    opening = dict(n=len(calls), area_under_roc=area, tenth_percentile_of_calls=sorted(calls)[len(calls) // 10],
+                   calls_above_default=sum(p >= DEFAULT for p in calls) / len(calls),
+                   others_above_default=sum(p >= DEFAULT for p in others) / len(others))
+    return dict(n=len(several), chance=sum(1 / len(r["tools"]) for r in several) / len(several),
+                tool_right={k: v / len(several) for k, v in right.items()}, opening=opening, data=content_hash(several))
+
+
+
+def compare_decoding(model, data: str, work: Path) -> dict:
+    "Validation fields under several options of the S3 loop; features of the prompts are read once."
+    cache = recipe_cache(load_recipe(Path(model.folder) / "config.yaml"), model.base, data, work, "valid")
+    options = {f"steps {n}": dict(steps=n) for n in (1, 2, 3, 4, 8)}
+    options |= {"3, no remasking": dict(remask=False), "3, threshold 0.9": dict(threshold=.9), "3, threshold off": dict(threshold=2.),
+                "one slot a look": dict(steps=16, topk_remask=1, threshold=2.)}
+    rows = {}
+    for name, option in options.items():
+        start = time.perf_counter()
+        table = validate(model.head, model.base, cache, GenerationConfig(mode="tool", **option))
+        rows[name] = summary(table) | dict(head_ms=1000 * (time.perf_counter() - start) / len(cache), n=len(cache))
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["bfcl", "bfcl-auto", "validation", "validation-auto"])
+    parser.add_argument("what", choices=["bfcl", "bfcl-auto", "validation", "validation-auto", "routing", "decoding"])
     parser.add_argument("--head", default=str(SHIPPED))
     parser.add_argument("--data-dir", default=os.environ.get("SMOLDIFF_DATA"))
+    parser.add_argument("--work", help="folder for features")
     parser.add_argument("--limit", type=int, help="items of each set")
     parser.add_argument("--per-source", type=int, default=40, help="validation: records of each source")
     args = parser.parse_args()
     model, oracle = HybridSmolLM.from_pretrained(args.head), not args.what.endswith("-auto")
     config = GenerationConfig(mode="tool" if oracle else "auto")
+    if args.what == "decoding":
+        work = Path(args.work or cache_dir() / "runs" / "measure")
+        return write("decoding", model, config, dict(options=compare_decoding(model, args.data_dir, work)))
     if args.what.startswith("bfcl"):
         sets = {c: bfcl_items(c) for c in ("simple_python", "multiple", "live_simple")}
     else:
         found = {s: list(read_records(p)) for s, p in data_files(Path(args.data_dir), "valid").items()}
+        if args.what == "routing":
+            sample = [r for rs in found.values() for r in random.Random(1).sample(rs, min(len(rs), 60))]
+            return write("routing", model, config, dict(probe=probe_routing(model.base, sample)))
         chosen = [r for rs in found.values() for r in [x for x in rs if x["calls"] or not oracle][:args.per_source]]
         sets = dict(single=[r for r in chosen if "query" in r], conversations=[r for r in chosen if "messages" in r])
     write(args.what, model, config, {name: measure(model, records, config, oracle, args.limit) for name, records in sets.items()})

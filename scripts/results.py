@@ -22,15 +22,18 @@ def percent(x) -> str:
 def row(label: str, s: dict) -> str:
     "One line of the table."
     low, high = s["call_match_95"]
-    return (f"| {label} | {s['n']} | {percent(s['call_match'])} ({percent(low)}–{percent(high)}) | {percent(s['field_exact'])} | {percent(s['schema_valid'])} | "
-            f"{percent(s['null_rate_true'])} / {percent(s['null_rate_pred'])} | {s['latency_ms']['p50']:.0f} |")
+    cells = [label, s["n"], f"{percent(s['call_match'])} ({percent(low)}–{percent(high)})",
+             percent(s["field_exact"]), percent(s["schema_valid"]),
+             f"{percent(s['null_rate_true'])} / {percent(s['null_rate_pred'])}", f"{s['latency_ms']['p50']:.0f}"]
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def block() -> str:
     "The results as Markdown."
     bfcl, auto, valid = load("bfcl"), load("bfcl-auto"), load("validation")
     lines = [BEGIN, "The shipped head (2 CPU cores; milliseconds a call at the median; 95% bootstrap intervals in brackets):", "",
-             "| set | items | calls right, % | fields exact, % | valid, % | optional slots left out: true / predicted, % | ms |", "|---|---:|---:|---:|---:|---:|---:|"]
+             "| set | items | calls right, % | fields exact, % | valid, % | optional slots left out: true / predicted, % | ms |",
+             "|---|---:|---:|---:|---:|---:|---:|"]
     lines += [row(f"BFCL {c}, tool named", bfcl[c]) for c in bfcl if c != "about"]
     lines += [row(f"BFCL {c}, end to end", auto[c]) for c in auto if c != "about"]
     names = dict(single="single requests", conversations="conversations")
@@ -45,8 +48,11 @@ def main() -> int:
     text = readme.read_text()
     head, rest = text.split(BEGIN, 1)
     new = head + block() + rest.split(END, 1)[1]
-    if parser.parse_args().check: return 0 if new == text else (print("README.md: results are out of date, run `make results`", file=sys.stderr) or 1)
-    readme.write_text(new)
+    if not parser.parse_args().check:
+        readme.write_text(new)
+    elif new != text:
+        print("README.md: results are out of date, run scripts/results.py", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -4,7 +4,7 @@
 
 # %% ../nbs/09_agent.ipynb #767be3af
 from __future__ import annotations
-import json, math, os, shutil, tempfile, time
+import json, math, os, tempfile, time
 from dataclasses import dataclass, field, asdict
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from .tools import SmoldiffError, as_tools
 from .base import Base, load_base, sha256, split_thought
 from .scaffold import build_schema_template, encode_prompt
-from .head import HeadConfig, SchemaDiffusionHead, head_config
+from .head import HeadConfig, SchemaDiffusionHead
 from .decoding import DecodingConfig, fill
 from .routing import route
 
@@ -36,8 +36,7 @@ class HybridSmolLM:
 
     def __repr__(self): return f"HybridSmolLM({self.base}, head of {self.head.n_trainable / 1e6:.1f}M parameters)"
 
-SHIPPED = files("smoldiff")/"heads"/"smollm2-135m"
-
+# %% ../nbs/09_agent.ipynb #0d8f1887
 @patch
 def save_pretrained(self: HybridSmolLM, folder: str | Path):
     "Write head, config, calibration and the base's identity to a folder, in one step; weights in bfloat16."
@@ -51,16 +50,20 @@ def save_pretrained(self: HybridSmolLM, folder: str | Path):
         folder.mkdir(exist_ok=True)
         for name in ("head.safetensors", "config.json"): os.replace(Path(tmp)/name, folder/name)
 
-# %% ../nbs/09_agent.ipynb #7e565f3c
+# %% ../nbs/09_agent.ipynb #50ddff91
 def read_config(folder: Path) -> dict:
     "A head's `config.json`, after its weights have been checked against it; a `HeadError` says what is wrong."
     if not (folder/"config.json").exists(): raise HeadError(f"no head in {folder} (no config.json)")
     try: config = json.loads((folder/"config.json").read_text())
     except ValueError as e: raise HeadError(f"{folder}/config.json is not JSON: {e}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("head"), dict): raise HeadError(f"{folder}/config.json describes no head")
     weights = folder/"head.safetensors"
     if not weights.exists(): raise HeadError(f"no head in {folder} (no head.safetensors)")
     if sha256(weights) != config.get("sha256"): raise HeadError(f"{weights} is damaged: its SHA-256 is not the one in config.json")
     return config
+
+# %% ../nbs/09_agent.ipynb #b9bbbeec
+SHIPPED = files("smoldiff")/"heads"/"smollm2-135m"
 
 def from_pretrained(
     folder: str | Path | None = None,  # of `save_pretrained`; the shipped head by default
@@ -71,10 +74,12 @@ def from_pretrained(
     from safetensors.torch import load_file
     folder = Path(str(folder or SHIPPED))
     config = read_config(folder)
-    shape = HeadConfig(**config["head"])
+    try: shape = HeadConfig(**config["head"])
+    except TypeError as e: raise HeadError(f"{folder}/config.json is of another version: {e}") from None
     base = load_base(base, **options) if isinstance(base, str) else base
     if shape.base_fingerprint != base.fingerprint:
-        raise HeadError(f"the head in {folder} was made for {shape.base_name} ({shape.base_fingerprint}), not for {base.name} ({base.fingerprint})")
+        made = f"made for {shape.base_name} ({shape.base_fingerprint}), not for {base.name} ({base.fingerprint})"
+        raise HeadError(f"the head in {folder} was {made}")
     head = SchemaDiffusionHead(shape, base.embedding.weight)
     head.load_state_dict({k: v.float() for k, v in load_file(folder/"head.safetensors").items()})
     return HybridSmolLM(base, head.to(base.device).eval().requires_grad_(False), config.get("calibration") or {}, str(folder))
@@ -92,6 +97,7 @@ def calibrate(p: float, calibration: dict) -> float:
     if not calibration or p <= 0: return p
     return 1 / (1 + math.exp(-(calibration["scale"] * logit(p) + calibration["shift"])))
 
+# %% ../nbs/09_agent.ipynb #83a57ddb
 def fit_calibration(
     confidences: list[float],  # of fields, as the head gives them
     right: list[bool],         # whether each was right
@@ -108,19 +114,19 @@ def fit_calibration(
     optimizer.step(loss)
     return dict(scale=round(w[0].item(), 4), shift=round(w[1].item(), 4))
 
-# %% ../nbs/09_agent.ipynb #5dfe7ffd
+# %% ../nbs/09_agent.ipynb #91d63304
 @dataclass
 class GenerationConfig:
     "Options of one request."
     mode: str = "auto"                  # auto, chat, think, tool
     tool_name: str | list | None = None # the tool of the call, or of each call, where the caller knows
     steps: int = 3                      # looks in which slots are revealed
-    token_steps: int = 4
-    topk_remask: int | None = None
-    threshold: float = 0.98
-    remask: bool = True
-    temperature: float = 0.0            # of slots and of talk
-    seed: int = 0
+    token_steps: int = 4                # looks in which a written value's tokens are revealed, at most
+    topk_remask: int | None = None      # slots revealed a look; evenly over the steps by default
+    threshold: float = 0.98             # a guess at least this sure is revealed at once
+    remask: bool = True                 # mask again the less sure of two slots that copied overlapping words
+    temperature: float = 0.0            # of slots and of talk; 0 takes the best
+    seed: int = 0                       # of what is drawn
     max_new_tokens: int = 256           # of talk
     call_threshold: float = 1e-8        # least probability of opening a call, for auto
 
@@ -128,6 +134,7 @@ class GenerationConfig:
         "The options of the S3 loop."
         return DecodingConfig(self.steps, self.token_steps, self.topk_remask, self.threshold, self.remask, self.temperature, self.seed)
 
+# %% ../nbs/09_agent.ipynb #c3f583e6
 class Generation(dict):
     "The answer: `mode`, `text`, `tool_calls`, `tool_name`, `tool_call`, `fields`, `timing_ms`; its `trace` and `thought` are attributes."
     trace: list = ()
@@ -138,16 +145,46 @@ def as_messages(
 ) -> list[dict]:
     "A checked conversation; a `SmoldiffError` for an empty or malformed one."
     messages = [dict(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and m.get("role") for m in messages):
-        raise SmoldiffError("messages must be a list of objects with a role and content")
+    def fine(m): return isinstance(m, dict) and m.get("role") and isinstance(m.get("content") or "", str)
+    if not isinstance(messages, list) or not all(map(fine, messages)):
+        raise SmoldiffError("messages must be a list of objects with a role and a content text")
+    try: "".join(m.get("content") or "" for m in messages).encode()
+    except UnicodeEncodeError: raise SmoldiffError("the request is not valid Unicode") from None
     if not any((m.get("content") or "").strip() for m in messages if m["role"] == "user"): raise SmoldiffError("the request is empty")
     return messages
 
-# %% ../nbs/09_agent.ipynb #5d46ca85
+# %% ../nbs/09_agent.ipynb #b6b7b33d
 class FunctionCallGenerator:
     "Answers conversations with a `HybridSmolLM`."
     def __init__(self, model: HybridSmolLM): self.model = model
 
+@patch
+def talk(self: FunctionCallGenerator, messages: list[dict], mode: str, config: GenerationConfig, stream=None) -> Generation:
+    "The base's own text."
+    start, pieces = time.perf_counter(), []
+    for piece in self.model.base.generate(messages, mode == "think", config.max_new_tokens, config.temperature):
+        pieces.append(piece)
+        if stream: stream(piece)
+    thought, text = split_thought("".join(pieces)) if mode == "think" else (None, "".join(pieces).strip())
+    answer = Generation(mode=mode, text=text, tool_calls=[], tool_name=None, tool_call=None, fields=[],
+                        timing_ms=dict(talk=1000 * (time.perf_counter() - start)))
+    answer.thought = thought
+    return answer
+
+# %% ../nbs/09_agent.ipynb #18151b75
+@patch
+def call(self: FunctionCallGenerator, messages: list[dict], tools: list, config: GenerationConfig) -> Generation:
+    "Fill the slots of the calls."
+    model = self.model
+    done = fill(model.base, model.head, encode_prompt(model.base, build_schema_template(tools), messages), config.decoding())
+    for f in done.fields: f["confidence"] = round(calibrate(f["confidence"], model.calibration), 4)
+    first = done.calls[0]
+    answer = Generation(mode="tool", text=None, tool_calls=done.calls, tool_name=first["name"], tool_call=first,
+                        fields=done.fields, timing_ms=done.timing_ms)
+    answer.trace = done.trace
+    return answer
+
+# %% ../nbs/09_agent.ipynb #3956865e
 @patch
 def generate_unified(
     self: FunctionCallGenerator,
@@ -162,28 +199,6 @@ def generate_unified(
     way = route(self.model.base, messages, tools, config.mode, config.tool_name, config.call_threshold)
     routed = time.perf_counter()
     answer = self.call(messages, way.tools, config) if way.mode == "tool" else self.talk(messages, way.mode, config, stream)
-    answer["timing_ms"] = {k: round(v, 1) for k, v in dict(route=1000 * (routed - start), **answer["timing_ms"], total=1000 * (time.perf_counter() - start)).items()}
-    return answer
-
-@patch
-def talk(self: FunctionCallGenerator, messages: list[dict], mode: str, config: GenerationConfig, stream=None) -> Generation:
-    "The base's own text."
-    start, pieces = time.perf_counter(), []
-    for piece in self.model.base.generate(messages, mode == "think", config.max_new_tokens, config.temperature):
-        pieces.append(piece)
-        if stream: stream(piece)
-    thought, text = split_thought("".join(pieces)) if mode == "think" else (None, "".join(pieces).strip())
-    answer = Generation(mode=mode, text=text, tool_calls=[], tool_name=None, tool_call=None, fields=[], timing_ms=dict(talk=1000 * (time.perf_counter() - start)))
-    answer.thought = thought
-    return answer
-
-@patch
-def call(self: FunctionCallGenerator, messages: list[dict], tools: list, config: GenerationConfig) -> Generation:
-    "Fill the slots of the calls."
-    model = self.model
-    done = fill(model.base, model.head, encode_prompt(model.base, build_schema_template(tools), messages), config.decoding())
-    for f in done.fields: f["confidence"] = round(calibrate(f["confidence"], model.calibration), 4)
-    first = done.calls[0]
-    answer = Generation(mode="tool", text=None, tool_calls=done.calls, tool_name=first["name"], tool_call=first, fields=done.fields, timing_ms=done.timing_ms)
-    answer.trace = done.trace
+    times = dict(route=1000 * (routed - start), **answer["timing_ms"], total=1000 * (time.perf_counter() - start))
+    answer["timing_ms"] = {k: round(v, 1) for k, v in times.items()}
     return answer

@@ -10,8 +10,9 @@ from . import __version__
 from .tools import SmoldiffError, read_tools
 
 # %% auto #0
-__all__ = ['EXAMPLES', 'DEMO', 'COMMANDS', 'positive', 'shared', 'make_parser', 'console', 'shown', 'print_trace', 'trace_cell',
-           'print_answer', 'load', 'run_call', 'run_train', 'run_eval', 'run_info', 'book_table', 'run_demo', 'main']
+__all__ = ['EXAMPLES', 'DEMO', 'COMMANDS', 'positive', 'shared', 'add_command', 'add_call', 'add_train', 'add_eval',
+           'make_parser', 'console', 'shown', 'trace_cell', 'print_trace', 'origin', 'print_answer', 'load', 'run_call',
+           'run_train', 'run_eval', 'run_info', 'book_table', 'run_demo', 'main']
 
 # %% ../nbs/12_cli.ipynb #7efd83a7
 EXAMPLES = dict(
@@ -35,32 +36,55 @@ def shared(parser: argparse.ArgumentParser, fills: bool = True):
     parser.add_argument("--mode", choices=["auto", "chat", "think", "tool"], default=None, help="auto (default), chat, think or tool")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
-# %% ../nbs/12_cli.ipynb #a2859562
-def make_parser() -> argparse.ArgumentParser:
-    "All commands and their flags."
-    parser = argparse.ArgumentParser(prog="smoldiff", description="A small language model that talks autoregressively and calls functions by diffusion.")
-    parser.add_argument("--version", action="version", version=f"smoldiff {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    def add(name, help):
-        return commands.add_parser(name, help=help, description=help, epilog=f"example: {EXAMPLES[name]}")
-    call = add("call", "Answer one request: text, or calls of your tools."); call.add_argument("request", help="what the user says")
-    call.add_argument("--tools", help="JSON file with one tool or a list (OpenAI form or plain JSON Schema)")
-    call.add_argument("--tool", help="call this tool, rather than let the model choose"); shared(call)
-    call.add_argument("--trace", action="store_true", help="show the denoising of every slot, step by step")
-    learn = add("train", "Train a head; run it again to go on after an interruption."); shared(learn, False)
-    learn.add_argument("--out", required=True, help="folder for the head"); learn.add_argument("--config", help="recipe (YAML), see config.yaml of a trained head")
-    learn.add_argument("--data-dir", help="folder with train/ and valid/ (default: SMOLDIFF_DATA; without it the tool bank alone)")
-    learn.add_argument("--work", help="folder for features and checkpoints"); learn.add_argument("--minutes", type=float, help="stop after so many minutes of training")
-    learn.add_argument("--share", type=float, default=1., help="train on this share of the recipe's data (try 0.01 first)")
-    judge = add("eval", "Measure on a JSONL file or on BFCL categories."); shared(judge)
-    judge.add_argument("--data", help="records (.jsonl or .jsonl.gz)"); judge.add_argument("--bfcl", help="category, or several split by commas")
-    judge.add_argument("--oracle-name", action="store_true", help="give the names of the gold calls' tools (implies --mode tool)")
-    judge.add_argument("--limit", type=positive, help="the first so many items"); judge.add_argument("--predictions", help="write one JSON line per item")
-    shared(add("info", "Check the set-up and say what would be used."))
-    shared(add("demo", "Fill a call from a real sentence, step by step."))
-    return parser
+# %% ../nbs/12_cli.ipynb #c58309ab
+def add_command(commands, name: str, help: str) -> argparse.ArgumentParser:
+    "A command, with an example at the end of its help."
+    return commands.add_parser(name, help=help, description=help, epilog=f"example: {EXAMPLES[name]}")
+
+def add_call(commands):
+    "`smoldiff call` and its flags."
+    parser = add_command(commands, "call", "Answer one request: text, or calls of your tools.")
+    parser.add_argument("request", help="what the user says")
+    parser.add_argument("--tools", help="JSON file with one tool or a list (OpenAI form or plain JSON Schema)")
+    parser.add_argument("--tool", help="call this tool, rather than let the model choose")
+    shared(parser)
+    parser.add_argument("--trace", action="store_true", help="show the denoising of every slot, step by step")
 
 # %% ../nbs/12_cli.ipynb #78c3ef4d
+def add_train(commands):
+    "`smoldiff train` and its flags."
+    parser = add_command(commands, "train", "Train a head; run it again to go on after an interruption.")
+    shared(parser, False)
+    parser.add_argument("--out", required=True, help="folder for the head")
+    parser.add_argument("--config", help="recipe (YAML), see config.yaml of a trained head")
+    parser.add_argument("--data-dir", help="folder with train/ and valid/ (default: SMOLDIFF_DATA; without it the tool bank alone)")
+    parser.add_argument("--work", help="folder for features and checkpoints")
+    parser.add_argument("--minutes", type=float, help="stop after so many minutes of training")
+    parser.add_argument("--share", type=float, default=1., help="train on this share of the recipe's data (try 0.01 first)")
+
+def add_eval(commands):
+    "`smoldiff eval` and its flags."
+    parser = add_command(commands, "eval", "Measure on a JSONL file or on BFCL categories.")
+    shared(parser)
+    parser.add_argument("--data", help="records (.jsonl or .jsonl.gz)")
+    parser.add_argument("--bfcl", help="category, or several split by commas")
+    parser.add_argument("--oracle-name", action="store_true", help="give the names of the gold calls' tools (implies --mode tool)")
+    parser.add_argument("--limit", type=positive, help="the first so many items")
+    parser.add_argument("--predictions", help="write one JSON line per item")
+
+# %% ../nbs/12_cli.ipynb #11c87d0f
+def make_parser() -> argparse.ArgumentParser:
+    "All commands and their flags."
+    about = "A small language model that talks autoregressively and calls functions by diffusion."
+    parser = argparse.ArgumentParser(prog="smoldiff", description=about)
+    parser.add_argument("--version", action="version", version=f"smoldiff {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for command in (add_call, add_train, add_eval): command(commands)
+    shared(add_command(commands, "info", "Check the set-up and say what would be used."))
+    shared(add_command(commands, "demo", "Fill a call from a real sentence, step by step."))
+    return parser
+
+# %% ../nbs/12_cli.ipynb #58096fa1
 def console():
     "A rich console on stderr for everything that is not the answer."
     from rich.console import Console
@@ -70,6 +94,15 @@ def shown(value) -> str:
     "A value as one short line."
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) < 42 else text[:41] + "…"
+
+# %% ../nbs/12_cli.ipynb #a99456a0
+def trace_cell(cell: dict) -> str:
+    "One slot at one look: dim while it is masked, green once revealed."
+    from rich.markup import escape
+    empty = cell["plan"] == "write" and not isinstance(cell["value"], str)
+    value = "left out" if cell["plan"] == "absent" else "(to be written)" if empty else shown(cell["value"])
+    style = "green" if cell["revealed"] else "dim"
+    return f"[{style}]{escape(value)} {cell['confidence']:.2f}[/]"
 
 def print_trace(trace: list, out):
     "A rich table: one row a slot, one column a look."
@@ -81,12 +114,11 @@ def print_trace(trace: list, out):
         table.add_row(key[1], *[trace_cell(cells[n]) if n in cells else "" for n in looks])
     out.print(table)
 
-def trace_cell(cell: dict) -> str:
-    "One slot at one look: dim while it is masked, green once revealed."
-    from rich.markup import escape
-    value = "left out" if cell["plan"] == "absent" else "(to be written)" if cell["plan"] == "write" and not isinstance(cell["value"], str) else shown(cell["value"])
-    style = "green" if cell["revealed"] else "dim"
-    return f"[{style}]{escape(value)} {cell['confidence']:.2f}[/]"
+# %% ../nbs/12_cli.ipynb #54b05c3b
+def origin(field: dict) -> str:
+    "Where a field's value came from, in words."
+    if "text" in field: return f"copied from “{shown(field['text'])}”"
+    return {"absent": "left out", "option": "picked option", "write": "written", "default": "fallback"}[field["source"]]
 
 def print_answer(answer, out):
     "Text, or the calls with a table of fields: value, where it came from, confidence."
@@ -96,12 +128,12 @@ def print_answer(answer, out):
     out.print_json(json.dumps(answer["tool_calls"] if len(answer["tool_calls"]) != 1 else answer["tool_call"]))
     table = Table("field", "value", "came from", "confidence")
     for f in answer["fields"]:
-        origin = f"copied from “{shown(f['text'])}”" if "text" in f else {"absent": "left out", "option": "picked option", "write": "written", "default": "fallback"}[f["source"]]
-        table.add_row(f["path"], "" if f["source"] == "absent" else escape(shown(f["value"])), escape(origin), f"{f['confidence']:.2f}")
+        value = "" if f["source"] == "absent" else escape(shown(f["value"]))
+        table.add_row(f["path"], value, escape(origin(f)), f"{f['confidence']:.2f}")
     out.print(table)
     out.print(", ".join(f"{k} {v:.0f}" + ("" if k == "looks" else " ms") for k, v in answer["timing_ms"].items()))
 
-# %% ../nbs/12_cli.ipynb #c417b94f
+# %% ../nbs/12_cli.ipynb #3c4fd190
 def load(args):
     "The model that the flags ask for."
     from smoldiff.agent import HybridSmolLM
@@ -122,6 +154,7 @@ def run_call(args):
         from rich.console import Console
         print_answer(answer, Console())
 
+# %% ../nbs/12_cli.ipynb #d7f826a6
 def run_train(args):
     "`smoldiff train`: train a head."
     from dataclasses import replace
@@ -129,21 +162,25 @@ def run_train(args):
     from smoldiff.recipe import Recipe, load_recipe, train_head
     if not 0 < args.share <= 1: raise SmoldiffError("--share must be above 0 and at most 1")
     recipe, data = load_recipe(args.config) if args.config else Recipe(), args.data_dir or os.environ.get("SMOLDIFF_DATA")
-    if args.share < 1: recipe = replace(recipe, **{k: max(24, int(getattr(recipe, k) * args.share)) for k in ("records", "examples", "valid_records")})
+    if args.share < 1:
+        fewer = {k: max(24, int(getattr(recipe, k) * args.share)) for k in ("records", "examples", "valid_records")}
+        recipe = replace(recipe, **fewer)
     if not data: print("no --data-dir and no SMOLDIFF_DATA: training on the tool bank alone", file=sys.stderr)
     metrics = train_head(load_base(args.base, args.device), recipe, args.out, data, args.work, args.minutes)
     print(json.dumps(metrics))
 
-# %% ../nbs/12_cli.ipynb #4414bebd
+# %% ../nbs/12_cli.ipynb #b0438e0a
 def run_eval(args):
     "`smoldiff eval`: measure on records or BFCL."
     if bool(args.data) == bool(args.bfcl): raise SmoldiffError("give either --data FILE or --bfcl CATEGORY")
+    if args.predictions and (Path(args.predictions).is_dir() or not os.access(Path(args.predictions).resolve().parent, os.W_OK)):
+        raise SmoldiffError(f"predictions file {args.predictions}: cannot be written")   # said before the work, not after it
     from smoldiff.agent import GenerationConfig
-    from smoldiff.data import read_records
+    from smoldiff.data import check_form, read_records
     from smoldiff.evaluation import bfcl_items, write_predictions
     from smoldiff.recipe import evaluate_model
     names = args.bfcl.split(",") if args.bfcl else [args.data]
-    sets = {n.strip(): bfcl_items(n.strip()) if args.bfcl else list(read_records(n)) for n in names}
+    sets = {n.strip(): bfcl_items(n.strip()) if args.bfcl else [check_form(r) for r in read_records(n)] for n in names}
     model, lines, scores = load(args), [], {}
     for name, records in sets.items():
         config = GenerationConfig(mode=args.mode or "auto", steps=args.steps)
@@ -153,13 +190,15 @@ def run_eval(args):
     scores = scores if len(scores) > 1 else next(iter(scores.values()))
     print(json.dumps(scores) if args.json else json.dumps(scores, indent=2))
 
+# %% ../nbs/12_cli.ipynb #3e36263e
 def run_info(args):
     "`smoldiff info`: what would be used."
     import platform
     model = load(args)
     from importlib.metadata import version
     facts = dict(smoldiff=__version__, python=platform.python_version(), torch=version("torch"), transformers=version("transformers"),
-                 base=repr(model.base), device=f"{model.base.device} ({model.base.why})", head=f"{model.head.n_trainable / 1e6:.1f}M parameters, {model.head.config.variant}",
+                 base=repr(model.base), device=f"{model.base.device} ({model.base.why})",
+                 head=f"{model.head.n_trainable / 1e6:.1f}M parameters, {model.head.config.variant}",
                  head_folder=model.folder, calibration=model.calibration, data=os.environ.get("SMOLDIFF_DATA", "not set"))
     print(json.dumps(facts) if args.json else "\n".join(f"{k:13} {v}" for k, v in facts.items()))
 
@@ -179,14 +218,17 @@ def book_table(restaurant: str, city: str, people: int, time: str, terrace: bool
 
 DEMO = "Book a table for four at Luigi's in Rome tomorrow at 8 pm"
 
+# %% ../nbs/12_cli.ipynb #03eadd92
 def run_demo(args):
     "`smoldiff demo`: a call, step by step."
     from rich.console import Console
     from smoldiff.agent import FunctionCallGenerator, GenerationConfig
     out = Console()
     model = load(args)
-    out.print(f"[bold]{model}[/]\nrequest: [italic]{DEMO}[/]\ntool:    book_table(restaurant, city, people, time, terrace?, occasion?)\n", highlight=False)
-    answer = FunctionCallGenerator(model).generate_unified(DEMO, [book_table], GenerationConfig(mode="tool", steps=args.steps, threshold=.999))
+    tool = "book_table(restaurant, city, people, time, terrace?, occasion?)"
+    out.print(f"[bold]{model}[/]\nrequest: [italic]{DEMO}[/]\ntool:    {tool}\n", highlight=False)
+    options = GenerationConfig(mode="tool", steps=args.steps, threshold=.999)
+    answer = FunctionCallGenerator(model).generate_unified(DEMO, [book_table], options)
     if args.json: return print(json.dumps(answer, ensure_ascii=False))
     print_trace(answer.trace, out)
     print_answer(answer, out)
@@ -205,4 +247,9 @@ def main(argv: list[str] | None = None) -> int:
         print("smoldiff: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError: return 1
+    except OSError as e:
+        print(f"smoldiff: error: {e.filename or 'file system'}: {(e.strerror or str(e)).lower()}", file=sys.stderr)
+        return 1
     return 0
+
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # a notebook has no file

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'DEFAULT_WEIGHTS', 'HUB', 'read_records', 'data_dir', 'data_files', 'turns', 'request_text', 'check_record',
-           'read_bank', 'spoken', 'fill_template', 'ExpandConfig', 'name_key', 'value_pool', 'shape', 'draw_values',
-           'expand_template', 'offer', 'distractors', 'expand_tool', 'expand_bank', 'bank_split', 'round_robin',
-           'quotas', 'tool_names', 'training_mixture', 'split_by_tool', 'expressible', 'record_expressible',
-           'filter_records', 'word_runs', 'python_type', 'mend', 'hub_tool', 'from_xlam', 'from_glaive', 'parse_calls',
-           'from_toolace', 'from_when2call', 'load_hub', 'to_row', 'from_row', 'cache_records', 'length_batches',
-           'record_table', 'argument_table', 'plot_arguments', 'data_report']
+           'check_form', 'read_bank', 'spoken', 'fill_template', 'ExpandConfig', 'name_key', 'value_pool', 'shape',
+           'draw_values', 'expand_template', 'offer', 'distractors', 'expand_tool', 'expand_bank', 'bank_split',
+           'round_robin', 'quotas', 'tool_names', 'training_mixture', 'split_by_tool', 'expressible',
+           'record_expressible', 'filter_records', 'word_runs', 'python_type', 'mend', 'hub_tool', 'from_xlam',
+           'from_glaive', 'parse_calls', 'from_toolace', 'from_when2call', 'load_hub', 'to_row', 'from_row',
+           'cache_records', 'length_batches', 'record_table', 'argument_table', 'plot_arguments', 'data_report']
 
 # %% ../nbs/05_data.ipynb #a31f6f19
 import ast, gzip, hashlib, json, os, random, re, tempfile, warnings, zlib
@@ -107,6 +107,22 @@ def check_record(
     try: tools = as_tools(record["tools"])
     except ToolError as e: raise SmoldiffError(f"{where}: {e}") from None
     _check_calls(record.get("calls"), tools, where)
+    return record
+
+# %% ../nbs/05_data.ipynb #953a7986
+def check_form(
+    record: dict, # to be checked
+) -> dict: # the same record; raises a `SmoldiffError` that names the first problem
+    "Check what an evaluation needs of a record: an id, messages, tools, and calls, which need not be valid."
+    where, calls = f"record {record.get('id')!r}", record.get("calls")
+    if record.get("id") in (None, ""): raise SmoldiffError("a record without 'id'")
+    if not isinstance(turns(record), list) or not all(isinstance(m, dict) for m in turns(record)):
+        raise SmoldiffError(f"{where}: 'messages' must be a list of messages")
+    if not isinstance(record.get("tools"), list): raise SmoldiffError(f"{where}: 'tools' must be a list of tools")
+    try: as_tools(record["tools"]) if record["tools"] else {}
+    except ToolError as e: raise SmoldiffError(f"{where}: {e}") from None
+    fine = lambda c: isinstance(c, dict) and isinstance(c.get("name"), str) and isinstance(c.get("arguments"), dict)
+    if not isinstance(calls, list) or not all(map(fine, calls)): raise SmoldiffError(f"{where}: 'calls' must be a list of names and arguments")
     return record
 
 # %% ../nbs/05_data.ipynb #d1841189

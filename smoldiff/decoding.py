@@ -210,11 +210,10 @@ def spell_tokens(self: Denoiser, tokens: list) -> str:
 @patch
 def write(self: Denoiser, seen: Look, left: int):
     "Reveal the surest masked tokens of every canvas."
-    if not (self.canvas_of(seen.state) >= 0).any(): return
     hidden = (seen.state.ids_BC[0] == self.base.mask_id) & seen.state.canvas_BC[0]
     if not hidden.any(): return
     logp = self.head.token_logp(seen.out.canvas_BCD[0, hidden])
-    best, token = gumbel(logp, self.config.temperature, self.generator).max(-1)
+    token = gumbel(logp, self.config.temperature, self.generator).argmax(-1)
     sure = logp.gather(1, token[:, None])[:, 0].exp().tolist()
     places = list(zip(seen.state.slot_BC[0, hidden].tolist(), seen.state.place_BC[0, hidden].tolist(), token.tolist(), sure))
     for i in {p[0] for p in places}:
@@ -223,11 +222,6 @@ def write(self: Denoiser, seen: Look, left: int):
             if n < math.ceil(len(mine) / left) or p >= self.config.threshold:
                 self.known[i].tokens[place] = token_id
                 if token_id != self.base.null_id: self.known[i].confidence *= p
-
-@patch
-def canvas_of(self: Denoiser, state: State) -> torch.Tensor:
-    "Slot of every canvas token, -1 for padding."
-    return torch.where(state.canvas_BC, state.slot_BC, -1)
 
 # %% ../nbs/07_decoding.ipynb #be5c49c1
 @patch

@@ -10,10 +10,10 @@ from torch import nn
 from fastcore.basics import patch
 from .tools import SmoldiffError
 from .base import Base
-from .scaffold import KINDS, PLANS, Prompt, SlotLabel, dynamic_budget, pad_labels
+from .scaffold import KINDS, MAX_SPAN, PLANS, Prompt, SlotLabel, dynamic_budget, pad_labels
 
 # %% auto #0
-__all__ = ['MAX_CANDIDATES', 'MAX_CALLS', 'MAX_PLACES', 'PAIR_SCORES', 'MAX_SPAN', 'LOW', 'Features', 'read_features', 'Example',
+__all__ = ['MAX_CANDIDATES', 'MAX_CALLS', 'MAX_PLACES', 'PAIR_SCORES', 'LOW', 'Features', 'read_features', 'Example',
            'make_example', 'Batch', 'pad', 'spans_tensor', 'collate', 'label_tensors', 'State', 'empty_state',
            'noisy_state', 'HeadConfig', 'head_config', 'rotate', 'Block', 'SchemaDiffusionHead', 'layers_sum',
            'used_tokens', 'span_mean', 'HeadOutput', 'LossConfig', 'smooth_nll']
@@ -257,12 +257,11 @@ def make_outputs(self: SchemaDiffusionHead, D: int, H: int):
     if config.use_pairs:
         self.pair = nn.Sequential(nn.Linear(config.base_pairs, 64), nn.GELU(), nn.Linear(64, PAIR_SCORES + config.heads))
 
-MAX_SPAN = 48    # longest span that can be copied, in tokens
 
 @patch(as_prop=True)
 def n_trainable(self: SchemaDiffusionHead) -> int:
-    "Number of trainable parameters."
-    return sum(p.numel() for p in self.parameters() if p.requires_grad)
+    "Number of parameters of the head itself; the base's embedding is not among them."
+    return sum(p.numel() for p in self.parameters())
 
 # %% ../nbs/04_head.ipynb #e0eda732
 def layers_sum(parts: nn.ModuleList, x_F: torch.Tensor, size: int) -> torch.Tensor:
@@ -390,10 +389,10 @@ def token_logp(self: SchemaDiffusionHead, canvas_ND: torch.Tensor) -> torch.Tens
 @dataclass
 class LossConfig:
     "Options of the loss."
-    null_loss_weight: float = 1.0         # weight of canvas positions whose gold token is NULL
+    null_loss_weight: float = 0.2         # weight of canvas positions whose gold token is NULL
     null_prediction_penalty: float = 0.0  # times the probability of NULL (of leaving out) where there is a value
     label_smoothing: float = 0.0
-    token_weight: float = 1.0             # of written tokens beside slots
+    token_weight: float = 0.2             # of written tokens beside slots
 
 def smooth_nll(logp: torch.Tensor, gold: torch.Tensor, smoothing: float) -> torch.Tensor:
     "Cross-entropy with label smoothing over the classes that are possible."

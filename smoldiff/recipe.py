@@ -4,32 +4,32 @@
 
 # %% ../nbs/11_recipe.ipynb #c71d3b68
 from __future__ import annotations
-import json, os, platform, time
+import json, time
 from dataclasses import dataclass, field, asdict
-from functools import partial
 from pathlib import Path
 import torch
-from .tools import SmoldiffError, as_tools
+from .tools import SmoldiffError
 from .base import Base, cache_dir
 from .noise import NoiseConfig
 from .scaffold import same
 from .head import HeadConfig, LossConfig, SchemaDiffusionHead, collate, head_config
-from .data import DEFAULT_WEIGHTS, length_batches, request_text, training_mixture, turns
+from .data import DEFAULT_WEIGHTS, length_batches, training_mixture, turns
 from .training import FeatureCache, Run, TrainConfig, cache_features, filling_loss, train
 from .decoding import fill
-from .agent import FunctionCallGenerator, GenerationConfig, HybridSmolLM, calibrate, fit_calibration
-from .evaluation import bfcl_items, bootstrap_ci, evaluate
+from .agent import FunctionCallGenerator, GenerationConfig, HybridSmolLM, fit_calibration
+from .evaluation import evaluate
 
 # %% auto #0
-__all__ = ['CARD', 'Recipe', 'save_recipe', 'load_recipe', 'recipe_records', 'recipe_caches', 'validate', 'summary', 'train_head',
-           'finish', 'write_card', 'pd_counts', 'predictor', 'evaluate_model']
+__all__ = ['CARD', 'Recipe', 'save_recipe', 'load_recipe', 'recipe_records', 'recipe_cache', 'slot_rows', 'validate', 'summary',
+           'recipe_run', 'data_facts', 'right_by', 'pd_counts', 'write_card', 'finish', 'train_head', 'predictor',
+           'evaluate_model']
 
 # %% ../nbs/11_recipe.ipynb #5b4bb48c
 @dataclass
 class Recipe:
     "All that a trained head depends on, besides the base and the data."
     records: int = 10000          # drawn from the sources by weight
-    examples: int = 6400          # of these, at most so many that can be laid out are trained on
+    examples: int = 5632          # of these, at most so many that can be laid out are trained on
     valid_records: int = 420      # of tools that are not trained on
     max_tokens: int = 270         # prompts longer than this are not trained on
     max_chars: int = 1200         # neither are conversations longer than this
@@ -40,6 +40,7 @@ class Recipe:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+# %% ../nbs/11_recipe.ipynb #3e597287
 def save_recipe(recipe: Recipe, path: str | Path):
     "Write a recipe as YAML."
     import yaml
@@ -56,42 +57,141 @@ def load_recipe(path: str | Path) -> Recipe:
     except (yaml.YAMLError, TypeError, AttributeError) as e: raise SmoldiffError(f"recipe {path}: {str(e).splitlines()[0]}") from None
 
 # %% ../nbs/11_recipe.ipynb #bb9acb50
-def recipe_records(recipe: Recipe, data: str | Path | None, split: str = "train") -> list[dict]:
+def recipe_records(
+    recipe: Recipe,
+    data: str | Path | None,  # data folder; None: the tool bank alone
+    split: str = "train",     # train or valid
+) -> list[dict]:              # in the record form
     "The records of a split; without a data folder the tool bank alone."
-    def short(r): return len(request_text(r)) < recipe.max_chars and len(r["calls"]) <= 4
+    def short(r): return sum(len(m.get("content") or "") for m in turns(r)) < recipe.max_chars and len(r["calls"]) <= 4
     n, seed = (recipe.records, recipe.seed) if split == "train" else (recipe.valid_records, 5)
     return training_mixture(data, n, seed=seed, weights=recipe.weights, split=split, keep=short)
 
-def recipe_caches(recipe: Recipe, base: Base, data: str | Path | None, work: Path, progress: bool = True) -> tuple[FeatureCache, FeatureCache]:
-    "Feature caches of the training and the validation records."
-    layers = head_config(base, **recipe.head).layers
-    make = partial(cache_features, base, folder=work/"features", layers=layers, progress=progress)
-    return (make(recipe_records(recipe, data), max_tokens=recipe.max_tokens, limit=recipe.examples),
-            make(recipe_records(recipe, data, "valid"), max_tokens=420))
+def recipe_cache(
+    recipe: Recipe,
+    base: Base,
+    data: str | Path | None,  # data folder; None: the tool bank alone
+    work: Path,               # features are kept in its folder `features`
+    split: str = "train",     # train or valid
+    progress: bool = True,
+) -> FeatureCache:
+    "The feature cache of a split; validation takes longer prompts too."
+    layers, records = head_config(base, **recipe.head).layers, recipe_records(recipe, data, split)
+    tokens, limit = (recipe.max_tokens, recipe.examples) if split == "train" else (420, None)
+    return cache_features(base, records, work/"features", layers, tokens, limit, progress)
 
 # %% ../nbs/11_recipe.ipynb #e90286ee
-def validate(head: SchemaDiffusionHead, base: Base, cache: FeatureCache, config: GenerationConfig = GenerationConfig(), limit: int | None = None):
+def slot_rows(head: SchemaDiffusionHead, base: Base, cache: FeatureCache, i: int, config: GenerationConfig) -> list[dict]:
+    "Fill example i and compare it with its gold call: one row a slot."
+    prompt, record, rows = cache.prompts[i], cache.records[i], []
+    done = fill(base, head, prompt, config.decoding(), cache.example(i).features)
+    gold, guesses = (prompt.template.values(calls) for calls in (record["calls"], done.calls))
+    for s, label, g, p, f in zip(prompt.template.segments, cache.labels[i], gold, guesses, done.fields):
+        absent, gold_absent = f["source"] == "absent", label.plan == 0
+        rows.append(dict(record=i, source=record["source"], slot=s.name, kind=s.kind, required=s.required, plan=label.plan,
+                         gold=g, predicted=p, absent=absent, gold_absent=gold_absent, confidence=f["confidence"], how=f["source"],
+                         right=absent == gold_absent and (gold_absent or same(g, p))))
+    return rows
+
+def validate(
+    head: SchemaDiffusionHead,
+    base: Base,
+    cache: FeatureCache,                           # with gold calls
+    config: GenerationConfig = GenerationConfig(), # of the S3 loop
+    limit: int | None = None,                      # the first so many examples
+):                                                 # a DataFrame
     "One row a slot: source, kind, gold and predicted value, confidence, right (BFCL's string normalisation)."
     import pandas as pd
-    rows = []
-    for i in range(len(cache))[:limit]:
-        prompt, record = cache.prompts[i], cache.records[i]
-        done = fill(base, head, prompt, config.decoding(), cache.example(i).features)
-        gold = prompt.template.values(record["calls"])
-        guesses = prompt.template.values(done.calls)
-        for s, label, g, p, f in zip(prompt.template.segments, cache.labels[i], gold, guesses, done.fields):
-            rows.append(dict(record=i, source=record["source"], slot=s.name, kind=s.kind, required=s.required, plan=label.plan, gold=g, predicted=p,
-                             absent=f["source"] == "absent", gold_absent=label.plan == 0, confidence=f["confidence"], how=f["source"],
-                             right=(f["source"] == "absent") == (label.plan == 0) and (label.plan == 0 or same(g, p))))
-    return pd.DataFrame(rows)
-
-def summary(table) -> dict:
-    "Numbers of a validation table: fields right among those filled in the gold call, whole records, NULL rates of optional slots."
-    optional, filled = table[~table.required], table[~table.gold_absent]
-    return dict(valid_fields=float(filled.right.mean()), valid_slots=float(table.right.mean()), valid_calls=float(table.groupby("record").right.all().mean()),
-                null_true=float(optional.gold_absent.mean()), null_pred=float(optional.absent.mean()))
+    return pd.DataFrame([row for i in range(len(cache))[:limit] for row in slot_rows(head, base, cache, i, config)])
 
 # %% ../nbs/11_recipe.ipynb #408d296a
+def summary(
+    table,  # of `validate`
+) -> dict:
+    "Numbers of a validation table: fields right among those filled in the gold call, whole records, NULL rates of optional slots."
+    optional, filled = table[~table.required], table[~table.gold_absent]
+    return dict(valid_fields=float(filled.right.mean()), valid_slots=float(table.right.mean()),
+                valid_calls=float(table.groupby("record").right.all().mean()),
+                null_true=float(optional.gold_absent.mean()), null_pred=float(optional.absent.mean()))
+
+# %% ../nbs/11_recipe.ipynb #e988205e
+def recipe_run(
+    recipe: Recipe,
+    base: Base,
+    learn: FeatureCache,            # trained on
+    valid: FeatureCache,            # evaluated on, the first 150 examples
+    folder: Path,                   # of checkpoints
+    minutes: float | None = None,   # stop after so long
+) -> Run:
+    "A fresh head and all that `train` needs."
+    torch.manual_seed(recipe.seed)   # of the initial weights
+    head = SchemaDiffusionHead(head_config(base, **recipe.head), base.embedding.weight).to(base.device)
+    batches = lambda g: length_batches(learn.lengths(), recipe.train.batch_tokens, g)
+    examples = lambda ids: collate([learn.example(i) for i in ids])
+    score = lambda: summary(validate(head.eval(), base, valid, limit=150))
+    loss = filling_loss(head, recipe.noise, recipe.loss)
+    return Run(head, loss, batches, examples, recipe.train, score, folder, minutes and 60 * minutes)
+
+# %% ../nbs/11_recipe.ipynb #c9d5b093
+def data_facts(learn: FeatureCache, valid: FeatureCache) -> dict:
+    "How much was trained and validated on."
+    tools = {t.name for p in learn.prompts for t in p.template.tools}
+    return dict(examples=len(learn), tools=len(tools), valid_examples=len(valid))
+
+def right_by(
+    table,       # of `validate`
+    column: str, # "kind" or "source"
+) -> dict:       # value of the column -> {n, right}
+    "How many fields the gold calls fill, and which share of them is right."
+    return {k: dict(n=len(t), right=round(float(t.right.mean()), 4)) for k, t in table[~table.gold_absent].groupby(column)}
+
+def pd_counts(records: list[dict]) -> dict:
+    "Records per source, most first."
+    from collections import Counter
+    return dict(Counter(r["source"] for r in records).most_common())
+
+# %% ../nbs/11_recipe.ipynb #abf92e44
+CARD = """# {name}
+
+A masked-diffusion head over the slots of a function call, for the frozen base {base} (fingerprint {fingerprint}).
+Apache-2.0, as the base is. Made by smoldiff; loaded by `HybridSmolLM.from_pretrained`. English requests; values that have to be written
+rather than copied are its weak side.
+
+- **Size**: {parameters:,} trainable parameters, stored in bfloat16.
+- **Trained on** {examples:,} requests to {tools:,} tools: {sources}. No tool of the validation set is among them; nothing of BFCL is.
+- **Validated on** {valid_examples} requests to tools not trained on: fields right {valid_fields:.3f}, whole calls right
+  {valid_calls:.3f} (BFCL's string normalisation; the tool's name given); optional slots left out: predicted {null_pred:.3f}, true {null_true:.3f}.
+- **Re-make it**: `smoldiff train --config config.yaml --data-dir DATA --out FOLDER` (seed {seed}; all options in `config.yaml`,
+  every step in `history.csv`, numbers by source and kind of slot in `metrics.json`).
+- **Confidence**: Platt scaling fitted on the validation requests, scale {scale}, shift {shift}.
+- **Data licences**: the tool bank is Apache-2.0; the public sources keep theirs (see the data's own README): CC BY 4.0, CC BY-SA 4.0, CC0,
+  MIT, Apache-2.0, BSD-3-Clause. `sgd`, where it is used, shares service schemas with some live BFCL items: those are reported apart.
+"""
+
+def write_card(folder: Path, recipe: Recipe, config: HeadConfig, metrics: dict):
+    "The model card, from what the run measured."
+    facts = metrics | metrics["calibration"] | dict(name=f"smoldiff head for {config.base_name}", base=config.base_name,
+                                                    fingerprint=config.base_fingerprint, seed=recipe.seed)
+    facts["sources"] = ", ".join(f"{k} {v:,}" for k, v in metrics["sources"].items())
+    (folder/"README.md").write_text(CARD.format(**facts))
+
+# %% ../nbs/11_recipe.ipynb #f38be780
+def finish(base: Base, head, recipe: Recipe, out: Path, learn, valid, history, minutes: float) -> dict:
+    "Calibrate, measure and save a trained head."
+    table = validate(head.eval(), base, valid)
+    calibration = fit_calibration(table.confidence.tolist(), table.right.tolist())
+    HybridSmolLM(base, head, calibration).save_pretrained(out)
+    save_recipe(recipe, out/"config.yaml")
+    history.to_csv(out/"history.csv", index=False)
+    metrics = dict(finished=True, **data_facts(learn, valid), parameters=head.n_trainable, steps=len(history),
+                   last_session_minutes=round(minutes, 1), torch=torch.__version__, device=base.device.type,
+                   sources=pd_counts(learn.records), **{k: round(v, 4) for k, v in summary(table).items()}, calibration=calibration,
+                   by_kind=right_by(table, "kind"), by_source=right_by(table, "source"))
+    (out/"metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    write_card(out, recipe, head.config, metrics)
+    return metrics
+
+# %% ../nbs/11_recipe.ipynb #9ccd4e2b
 def train_head(
     base: Base,
     recipe: Recipe,
@@ -103,60 +203,11 @@ def train_head(
 ) -> dict:                           # metrics; "finished" says whether all steps are done
     "Train a head by a recipe, resuming what an earlier call began; writes head, `config.yaml`, `metrics.json`, `history.csv`."
     work, out = Path(work or cache_dir()/"runs"/Path(out).name), Path(out)
-    learn, valid = recipe_caches(recipe, base, data, work, progress)
-    torch.manual_seed(recipe.seed)   # of the initial weights and dropout
-    head = SchemaDiffusionHead(head_config(base, **recipe.head), base.embedding.weight).to(base.device)
-    run = Run(head, filling_loss(head, recipe.noise, recipe.loss), lambda g: length_batches(learn.lengths(), recipe.train.batch_tokens, g),
-              lambda ids: collate([learn.example(i) for i in ids]), recipe.train, lambda: summary(validate(head.eval(), base, valid, limit=200)),
-              work/"checkpoints", minutes and 60 * minutes)
-    start = time.perf_counter()
-    history = train(run, progress)
-    total = sum(len(run.epoch_batches(e)) for e in range(recipe.train.epochs)) // recipe.train.accumulate
+    learn, valid = (recipe_cache(recipe, base, data, work, split, progress) for split in ("train", "valid"))
+    run, start = recipe_run(recipe, base, learn, valid, work/"checkpoints", minutes), time.perf_counter()
+    history, total = train(run, progress), len(run.step_batches())
     if len(history) < total: return dict(finished=False, steps=len(history), of=total)
-    return finish(base, head, recipe, out, learn, valid, history, (time.perf_counter() - start) / 60)
-
-def finish(base: Base, head, recipe: Recipe, out: Path, learn, valid, history, minutes: float) -> dict:
-    "Calibrate, measure and save a trained head."
-    table = validate(head.eval(), base, valid)
-    calibration = fit_calibration(table.confidence.tolist(), table.right.tolist())
-    HybridSmolLM(base, head, calibration).save_pretrained(out)
-    save_recipe(recipe, out/"config.yaml")
-    history.to_csv(out/"history.csv", index=False)
-    metrics = dict(finished=True, examples=len(learn), tools=len({t.name for p in learn.prompts for t in p.template.tools}), valid_examples=len(valid),
-                   parameters=head.n_trainable, steps=len(history), last_session_minutes=round(minutes, 1), torch=torch.__version__, device=base.device.type,
-                   sources=pd_counts(learn.records), **{k: round(v, 4) for k, v in summary(table).items()}, calibration=calibration,
-                   by_kind={k: dict(n=len(t), right=round(float(t.right.mean()), 4)) for k, t in table[~table.gold_absent].groupby("kind")},
-                   by_source={k: dict(n=len(t), right=round(float(t.right.mean()), 4)) for k, t in table[~table.gold_absent].groupby("source")})
-    (out/"metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    write_card(out, recipe, head.config, metrics)
-    return metrics
-
-CARD = """# {name}
-
-A masked-diffusion head over the slots of a function call, for the frozen base {base} (fingerprint {fingerprint}). Apache-2.0, as the base is.
-Made by smoldiff; loaded by `HybridSmolLM.from_pretrained`. English requests; values that have to be written rather than copied are its weak side.
-
-- **Size**: {parameters:,} trainable parameters, stored in bfloat16.
-- **Trained on** {examples:,} requests to {tools:,} tools: {sources}. No tool of the validation set is among them; nothing of BFCL is.
-- **Validated on** {valid_examples} requests to tools not trained on: fields right {valid_fields:.3f}, whole calls right {valid_calls:.3f} (BFCL's string
-  normalisation; the tool's name given); optional slots left out: predicted {null_pred:.3f}, true {null_true:.3f}.
-- **Re-make it**: `smoldiff train --config config.yaml --data-dir DATA --out FOLDER` (seed {seed}; all options in `config.yaml`, every step in `history.csv`,
-  numbers by source and kind of slot in `metrics.json`).
-- **Confidence**: Platt scaling fitted on the validation requests, scale {scale}, shift {shift}.
-- **Data licences**: the tool bank is Apache-2.0; the public sources keep theirs (see the data's own README): CC BY 4.0, CC BY-SA 4.0, CC0, MIT,
-  Apache-2.0, BSD-3-Clause. `sgd`, where it is used, shares service schemas with some live BFCL items: those are reported apart.
-"""
-
-def write_card(folder: Path, recipe: Recipe, config: HeadConfig, metrics: dict):
-    "The model card, from what the run measured."
-    facts = metrics | metrics["calibration"] | dict(name=f"smoldiff head for {config.base_name}", base=config.base_name, fingerprint=config.base_fingerprint, seed=recipe.seed)
-    facts["sources"] = ", ".join(f"{k} {v:,}" for k, v in metrics["sources"].items())
-    (folder/"README.md").write_text(CARD.format(**facts))
-
-def pd_counts(records: list[dict]) -> dict:
-    "Records per source, most first."
-    from collections import Counter
-    return dict(Counter(r["source"] for r in records).most_common())
+    return finish(base, run.model, recipe, out, learn, valid, history, (time.perf_counter() - start) / 60)
 
 # %% ../nbs/11_recipe.ipynb #87581430
 def predictor(model: HybridSmolLM, config: GenerationConfig = GenerationConfig(), oracle_name: bool = False):
@@ -168,6 +219,7 @@ def predictor(model: HybridSmolLM, config: GenerationConfig = GenerationConfig()
         return generator.generate_unified(turns(record), record["tools"] or None, options)
     return predict
 
+# %% ../nbs/11_recipe.ipynb #9ff88016
 def evaluate_model(
     model: HybridSmolLM,
     records: list[dict],              # in the record form, or `bfcl_items`

@@ -8,14 +8,15 @@ import json, math
 from dataclasses import dataclass, field
 from .tools import SmoldiffError, Tool
 from .base import Base
-from .scaffold import clip, turns_text
+from .scaffold import clip
 
 # %% auto #0
-__all__ = ['INSTRUCTIONS', 'OPENING', 'routing_prompt', 'tool_scores', 'name_scores', 'call_probability', 'Route', 'find_tool',
+__all__ = ['INSTRUCTIONS', 'OPENING', 'routing_prompt', 'name_scores', 'tool_scores', 'call_probability', 'Route', 'find_tool',
            'route']
 
 # %% ../nbs/08_routing.ipynb #6c1a5eae
-INSTRUCTIONS = "You can call these functions:\n{tools}\nIf one of them serves the request, answer with a JSON call. Otherwise answer in words."
+INSTRUCTIONS = ("You can call these functions:\n{tools}\n"
+                "If one of them serves the request, answer with a JSON call. Otherwise answer in words.")
 OPENING = '{"name": "'
 
 def routing_prompt(
@@ -30,6 +31,12 @@ def routing_prompt(
     return base.chat_ids([turn, *(m for m in messages if m.get("role") != "system")])[0].tolist()
 
 # %% ../nbs/08_routing.ipynb #d375d424
+def name_scores(base: Base, tools: dict[str, Tool], messages: list[dict]) -> list[float]:
+    "Log-probability of each tool's name as the one the base would write."
+    prompt = routing_prompt(base, tools, messages) + base.encode(OPENING)[0]
+    return base.score(prompt, [base.encode(json.dumps(clip(t.name, 80))[1:])[0] for t in tools.values()], mean=False)
+
+# %% ../nbs/08_routing.ipynb #d848a8f4
 def tool_scores(
     base: Base,
     tools: dict[str, Tool],
@@ -42,17 +49,17 @@ def tool_scores(
     weights = [math.exp(x - max(gains)) for x in gains]
     return {name: w / sum(weights) for name, w in zip(tools, weights)}
 
-def name_scores(base: Base, tools: dict[str, Tool], messages: list[dict]) -> list[float]:
-    "Log-probability of each tool's name as the one the base would write."
-    prompt = routing_prompt(base, tools, messages) + base.encode(OPENING)[0]
-    return base.score(prompt, [base.encode(json.dumps(clip(t.name, 80))[1:])[0] for t in tools.values()], mean=False)
-
 # %% ../nbs/08_routing.ipynb #44f3a524
-def call_probability(base: Base, tools: dict[str, Tool], messages: list[dict]) -> float:
+def call_probability(
+    base: Base,
+    tools: dict[str, Tool],
+    messages: list[dict],
+) -> float:                 # between 0 and 1
     "Probability that the base opens a call rather than answering in words."
-    return math.exp(min(0., base.score(routing_prompt(base, tools, messages), [base.encode(OPENING)[0]], mean=False)[0]))
+    logp = base.score(routing_prompt(base, tools, messages), [base.encode(OPENING)[0]], mean=False)[0]
+    return math.exp(min(0., logp))
 
-# %% ../nbs/08_routing.ipynb #b89b39d2
+# %% ../nbs/08_routing.ipynb #6c5939de
 @dataclass
 class Route:
     "What is to be done: a mode, and the tool of each call."
@@ -65,6 +72,7 @@ def find_tool(tools: dict[str, Tool], name: str) -> Tool:
     if name in tools: return tools[name]
     raise SmoldiffError(f"unknown tool {name!r}: known are {', '.join(list(tools)[:8])}" + (" ..." if len(tools) > 8 else ""))
 
+# %% ../nbs/08_routing.ipynb #abe2a9fe
 def route(
     base: Base,
     messages: list[dict],

@@ -13,14 +13,14 @@ from .tools import SmoldiffError, Tool, as_tool, as_tools, validate_arguments
 from .base import Base, Reading
 
 # %% auto #0
-__all__ = ['KINDS', 'MAX_OPTIONS', 'ABSENT', 'INVALID', 'OPEN', 'SHUT', 'PLANS', 'ScaffoldError', 'FieldSegment', 'slot_kind',
-           'slot_options', 'BudgetConfig', 'mask_budget', 'dynamic_budget', 'SchemaTemplate', 'walk',
+__all__ = ['KINDS', 'MAX_OPTIONS', 'ABSENT', 'INVALID', 'OPEN', 'SHUT', 'PLANS', 'MAX_SPAN', 'ScaffoldError', 'FieldSegment',
+           'slot_kind', 'slot_options', 'BudgetConfig', 'mask_budget', 'dynamic_budget', 'SchemaTemplate', 'walk',
            'build_schema_template', 'Absent', 'required_objects', 'cast_number', 'words_to_digits', 'fits',
            'cast_string', 'date_form', 'cast_date', 'cast_integer', 'cast_float', 'cast_option', 'cast_boolean',
-           'cast_json', 'cast_array', 'thousands', 'cast', 'same', 'plain_text', 'find_string', 'find_number',
-           'find_list', 'find_value', 'clip', 'spell', 'type_words', 'parameter_line', 'Prompt', 'turns_text',
-           'token_span', 'body_text', 'scaffold_pieces', 'encode_prompt', 'SlotLabel', 'written', 'read_back',
-           'slot_label', 'encode_labels', 'label_value', 'pad_labels', 'fallback_value']
+           'read_json', 'cast_json', 'cast_array', 'thousands', 'cast', 'same', 'plain_text', 'find_string',
+           'find_number', 'find_list', 'find_value', 'clip', 'spell', 'type_words', 'parameter_line', 'Prompt',
+           'turns_text', 'token_span', 'body_text', 'scaffold_pieces', 'encode_prompt', 'SlotLabel', 'written',
+           'read_back', 'slot_label', 'encode_labels', 'label_value', 'pad_labels', 'fallback_value']
 
 # %% ../nbs/02_scaffold.ipynb #f48af66d
 KINDS = ("string", "integer", "number", "boolean", "enum", "null", "array", "json")
@@ -133,8 +133,10 @@ def assemble(self: SchemaTemplate, values: list) -> list[dict]:
     calls = [dict(name=t.name, arguments=required_objects(t.parameters)) for t in self.tools]
     for segment, value in zip(self.segments, values, strict=True):
         if value is ABSENT: continue
-        node = calls[segment.call]["arguments"]
-        for key in segment.path[:-1]: node = node.setdefault(key, {})
+        node, schema = calls[segment.call]["arguments"], self.tools[segment.call].parameters
+        for key in segment.path[:-1]:
+            schema = schema["properties"][key]
+            node = node.setdefault(key, required_objects(schema))
         node[segment.path[-1]] = value
     return calls
 
@@ -190,6 +192,7 @@ def cast_number(
     after = re.match(r"\s*([a-z]+)\b", text[found[0].end():].lower())
     value *= _SCALE.get(after.group(1), 1) if after else 1
     value = round(value, 9)
+    if math.isinf(value): return None   # JSON has no such number
     return int(value) if value.is_integer() and abs(value) < 1e15 else value
 
 @lru_cache(4096)
@@ -259,9 +262,15 @@ def cast_boolean(text: str, schema: dict):
     "True and false, and the words people say for them."
     return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(text.strip(" .!").lower(), INVALID)
 
+def read_json(text: str):
+    "A JSON value; a ValueError for what is no JSON."
+    value = json.loads(text)
+    json.dumps(value, allow_nan=False)   # json.loads reads NaN, and 1e999 as infinity, neither of which is JSON
+    return value
+
 def cast_json(text: str, schema: dict):
     "A JSON value; what is no JSON is a string."
-    try: return json.loads(text)
+    try: return read_json(text)
     except ValueError: return text or INVALID
 
 # %% ../nbs/02_scaffold.ipynb #d80d3d8a
@@ -270,7 +279,7 @@ _SPLIT = re.compile(r"\s*(?:,|;)\s*(?:and\b|or\b|&)?\s*|\s+(?:and|or|&)\s+", re.
 def cast_array(text: str, schema: dict):
     "A list: JSON, or items split at commas and `and`, each cast by itself."
     if text.startswith("["):
-        try: return json.loads(text)
+        try: return read_json(text)
         except ValueError: text = text.strip("[]")
     items = [cast(part, schema["items"]) for part in _SPLIT.split(thousands(text)) if part.strip()]
     return INVALID if not items or INVALID in items else items
@@ -333,9 +342,8 @@ def find_value(value, schema: dict, text: str) -> list[tuple[int, int]]:
     "Character spans of a text whose cast gives the value."
     if isinstance(value, bool) or value is None or isinstance(value, dict): return []
     if isinstance(value, list): return find_list(value, schema, text)
-    if isinstance(value, (int, float)): return find_number(value, text)
-    found = find_string(value, text)
-    if not found and date_form(schema): found = [m.span() for m in _DATE.finditer(text)]
+    found = find_string(value, text) if isinstance(value, str) else find_number(value, text)
+    if not found and isinstance(value, str) and date_form(schema): found = [m.span() for m in _DATE.finditer(text)]
     return [s for s in found if same(cast(text[slice(*s)], schema), value)]
 
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
@@ -403,19 +411,16 @@ def token_span(offsets: list, a: int, b: int) -> tuple[int, int] | None:
 # %% ../nbs/02_scaffold.ipynb #46a76b3f
 def body_text(template: SchemaTemplate, messages: list[dict]) -> tuple[str, list, tuple]:
     "The prompt's body, the character spans of every slot's options, and that of the request."
-    text, options, seen = "", [], {}
+    text, spans_of = "", {}   # a tool that is called twice is described once
     for i, tool in enumerate(template.tools):
-        if tool.name in seen: continue
-        seen[tool.name] = i
+        if tool.name in spans_of: continue
         text += f"{clip(tool.name, 120)}: {clip(tool.description, 300)}\n"
+        spans_of[tool.name] = []
         for s in (s for s in template.segments if s.call == i):
             line, spans = parameter_line(s)
-            options.append([(len(text) + a, len(text) + b) for a, b in spans])
+            spans_of[tool.name].append([(len(text) + a, len(text) + b) for a, b in spans])
             text += line + "\n"
-    per_tool = {name: [] for name in seen}
-    for spans, s in zip(options, (s for s in template.segments if seen[template.tools[s.call].name] == s.call)):
-        per_tool[template.tools[s.call].name].append(spans)
-    options = [spans for tool in template.tools for spans in per_tool[tool.name]]
+    options = [spans for tool in template.tools for spans in spans_of[tool.name]]
     start = len(text) + 1
     text += "\n" + turns_text(messages)
     return text, options, (start, len(text))
@@ -458,6 +463,7 @@ def encode_prompt(
 
 # %% ../nbs/02_scaffold.ipynb #c7d1ebf8
 PLANS = ("absent", "copy", "option", "write")
+MAX_SPAN = 48    # longest span that can be copied, in tokens
 
 @dataclass
 class SlotLabel:
@@ -475,7 +481,7 @@ def read_back(text: str, segment: FieldSegment):
     "The inverse of `written`: the value of a written text, or INVALID."
     if segment.kind == "string": return text if fits(text, segment.schema) else cast(text, segment.schema)
     if segment.kind == "enum": return cast_option(text, segment.schema)
-    try: value = json.loads(text)
+    try: value = read_json(text)
     except ValueError: return cast(text, segment.schema)
     return value if fits(value, segment.schema) else cast(text, segment.schema)
 
@@ -488,7 +494,8 @@ def slot_label(base: Base, prompt: Prompt, i: int, value, span: tuple | None = N
         if same(option, value) and (segment.kind in ("enum", "boolean", "null")): return SlotLabel(2, option=k, tokens=tokens)
     a, b = prompt.request
     chars = [span] if span else [(a + s, a + e) for s, e in find_value(value, segment.schema, prompt.body[a:b])]
-    spans = [t for t in (token_span(prompt.offsets, *c) for c in chars) if t and same(cast(prompt.text(*t), segment.schema), value)]
+    spans = [t for t in (token_span(prompt.offsets, *c) for c in chars) if t and t[1] - t[0] < MAX_SPAN]
+    spans = [t for t in spans if same(cast(prompt.text(*t), segment.schema), value)]
     if spans: return SlotLabel(1, spans=spans[:4], tokens=tokens)
     for k, option in enumerate(segment.options):
         if same(option, value): return SlotLabel(2, option=k, tokens=tokens)

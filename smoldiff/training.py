@@ -5,6 +5,7 @@
 # %% ../nbs/06_training.ipynb #47d9e83f
 from __future__ import annotations
 import hashlib, json, os, shutil, time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, asdict
 from pathlib import Path
 from typing import Callable, Iterable
@@ -19,7 +20,8 @@ from .data import length_batches, read_records, turns
 # %% auto #0
 __all__ = ['SHARD', 'PROMPT_FORM', 'record_prompt', 'usable', 'FeatureCache', 'save_shard', 'read_in_batches', 'cache_features',
            'steps', 'filling_loss', 'TrainConfig', 'learning_rate', 'save_checkpoint', 'load_checkpoint', 'Run',
-           'train', 'loop', 'update', 'evaluation_steps', 'evaluate_now', 'plot_null_history']
+           'train', 'own_dropout', 'average_gradients', 'agreed', 'loop', 'update', 'evaluation_steps', 'evaluate_now',
+           'plot_null_history']
 
 # %% ../nbs/06_training.ipynb #172c57b2
 def record_prompt(
@@ -133,14 +135,14 @@ def filling_loss(
 @dataclass
 class TrainConfig:
     "Options of the loop."
-    epochs: int = 4
-    batch_tokens: int = 6000    # padded size of a batch, see `length_batches`
+    epochs: int = 5
+    batch_tokens: int = 2600    # padded size of a batch, see `length_batches`
     lr: float = 5e-4            # highest learning rate
     weight_decay: float = 0.05
     warmup: float = 0.05        # share of all steps
     clip: float = 1.0           # largest norm of the gradient
     accumulate: int = 1         # batches per step
-    evaluations: int = 4        # how often the evaluation runs, evenly spread
+    evaluations: int = 5        # how often the evaluation runs, evenly spread
     checkpoint_minutes: float = 3.0
     precision: str = "no"       # "no" or "bf16" (autocast)
     seed: int = 0
@@ -199,6 +201,12 @@ class Run:
         "The batches of an epoch: the same list whenever it is asked for."
         return self.batches(torch.Generator().manual_seed(self.config.seed * 1000 + epoch))
 
+    def step_batches(self, processes: int = 1) -> list[list]:
+        "The batches of every step, of all processes; what is left over at the end of an epoch is dropped."
+        stride = self.config.accumulate * processes
+        return [b[i:i + stride] for b in map(self.epoch_batches, range(self.config.epochs))
+                for i in range(0, len(b) - len(b) % stride or len(b), stride)]
+
 def train(run: Run, progress: bool = True):
     "Train, evaluate, checkpoint; go on from the checkpoint in the folder if there is one. The history as a DataFrame."
     import pandas as pd
@@ -211,27 +219,44 @@ def train(run: Run, progress: bool = True):
     model, optimizer = accelerator.prepare(run.model, optimizer)
     run.history = position["history"]
     loop(run, accelerator, model, optimizer, generator, position["step"], last, progress)
+    accelerator.wait_for_everyone()
     return pd.DataFrame(run.history)
+
+# %% ../nbs/06_training.ipynb #f6df00f5
+@contextmanager
+def own_dropout(accelerator, seed: int, step: int):
+    "Dropout that depends on nothing but seed, step and process; torch's own generators are put back afterwards."
+    with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+        torch.manual_seed((seed * 1_000_003 + step) * 1009 + accelerator.process_index)
+        yield
+
+def average_gradients(accelerator, model):
+    "Give every process the mean gradient of all."
+    if accelerator.num_processes == 1: return
+    for p in model.parameters():
+        if p.requires_grad: p.grad = accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "mean")
+
+def agreed(accelerator, yes: bool) -> bool:
+    "Whether any process says yes: all must stop at the same step."
+    return accelerator.reduce(torch.tensor(float(yes), device=accelerator.device), "sum").item() > 0
 
 # %% ../nbs/06_training.ipynb #d2a70325
 def loop(run: Run, accelerator, model, optimizer, generator, step: int, last: Path | None, progress: bool):
     "The inner loop of `train`."
-    epochs = [run.epoch_batches(e) for e in range(run.config.epochs)]
-    stride = run.config.accumulate * accelerator.num_processes
-    plan = [(e, i) for e, b in enumerate(epochs) for i in range(0, len(b) - len(b) % stride or len(b), stride)]
+    plan = run.step_batches(accelerator.num_processes)
     total, marks = len(plan), evaluation_steps(len(plan), run.config.evaluations)
     saved = start = time.monotonic()
     model.train()
     bar = steps(range(step, total), "training", progress and accelerator.is_main_process)
     for step in bar:
-        epoch, first = plan[step]
-        mine = epochs[epoch][first + accelerator.process_index:first + stride:accelerator.num_processes]
-        row = dict(step=step + 1, epoch=(step + 1) / total * run.config.epochs, **update(run, accelerator, model, optimizer, generator, mine, step / total))
+        mine = plan[step][accelerator.process_index::accelerator.num_processes] or plan[step][:1]
+        with own_dropout(accelerator, run.config.seed, step):
+            losses = update(run, accelerator, model, optimizer, generator, mine, step / total)
+        row = dict(step=step + 1, epoch=(step + 1) / total * run.config.epochs, **losses)
         if step + 1 in marks and run.evaluate: row |= evaluate_now(run, model)
         run.history.append(row); bar.set_postfix(loss=f"{row['loss']:.3f}")
-        out_of_time = run.limit is not None and time.monotonic() - start > run.limit
+        out_of_time = run.limit is not None and agreed(accelerator, time.monotonic() - start > run.limit)
         if last and (step + 1 == total or out_of_time or time.monotonic() - saved > 60 * run.config.checkpoint_minutes):
-            accelerator.wait_for_everyone()
             if accelerator.is_main_process: save_checkpoint(last, accelerator.unwrap_model(model), optimizer, generator, dict(step=step + 1, history=run.history))
             saved = time.monotonic()
         if out_of_time: return
@@ -244,6 +269,7 @@ def update(run: Run, accelerator, model, optimizer, generator, batches: list, do
         with accelerator.autocast(): parts = run.loss(run.collate(item).to(accelerator.device), generator)
         accelerator.backward(parts["loss"] / len(batches))
         for k, v in parts.items(): sums[k] = sums.get(k, 0.) + float(v.detach()) / len(batches)
+    average_gradients(accelerator, model)
     accelerator.clip_grad_norm_(model.parameters(), run.config.clip)
     optimizer.step(); optimizer.zero_grad()
     return sums | dict(lr=rate)

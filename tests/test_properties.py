@@ -61,7 +61,7 @@ def objects(draw, depth=2):
     "An object schema; some properties are objects in their turn."
     names, properties = draw(st.lists(NAMES, min_size=1, max_size=4, unique=True)), {}
     for name in names:
-        nested = depth and draw(st.integers(0, 3)) == 0
+        nested = depth and draw(st.integers(0, 2)) == 0
         properties[name] = draw(objects(depth - 1) if nested else leaves())
     required = [n for n in names if draw(st.booleans())]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
