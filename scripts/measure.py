@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from smoldiff.agent import SHIPPED, GenerationConfig, HybridSmolLM
 from smoldiff.base import cache_dir, sha256
 from smoldiff.data import data_files, read_records, turns
-from smoldiff.evaluation import bfcl_items, bootstrap_ci, call_table
+from smoldiff.evaluation import bfcl_items, bootstrap_ci, call_table, evaluate_predictions
 from smoldiff.recipe import evaluate_model, load_recipe, recipe_cache, summary, validate
 from smoldiff.routing import call_probability, name_scores, tool_scores
 from smoldiff.tools import as_tools
@@ -31,13 +32,27 @@ def content_hash(records: list[dict]) -> str:
     return hashlib.sha256(json.dumps(records, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def measure(model, records: list[dict], config: GenerationConfig, oracle: bool, limit: int | None) -> dict:
-    "Metrics of one set, with a bootstrap interval of the share of items that match."
-    lines, scores = evaluate_model(model, records, config, oracle, limit)
-    answered = [r for r in records if r["calls"] or not oracle][:limit]
-    table = call_table(answered, lines)
-    _, low, high = bootstrap_ci(table["match"].tolist())
-    return scores | dict(call_match_95=[round(low, 4), round(high, 4)], data=content_hash(answered))
+def measure(model, name: str, records: list[dict], config: GenerationConfig, oracle: bool, limit: int | None) -> dict:
+    "Metrics of one set by name; live BFCL items modelled on Schema-Guided Dialogue, whose schemas are in the training data, apart."
+    records = [r for r in records if r["calls"] or not oracle][:limit]
+    lines, _ = evaluate_model(model, records, config, oracle)
+    scores = {name: judged(records, lines)}
+    if name.startswith("live"):
+        for label, wanted in ((f"{name}, SGD services", True), (f"{name}, others", False)):
+            some = [(r, p) for r, p in zip(records, lines) if from_sgd(r) == wanted]
+            scores[label] = judged(*map(list, zip(*some)))
+    return scores
+
+
+def from_sgd(record: dict) -> bool:
+    "Whether a tool bears a service name of Schema-Guided Dialogue, such as Hotels_2_BookHouse."
+    return any(re.match(r"[A-Z][A-Za-z]+_\d+_", t["name"]) for t in record["tools"])
+
+
+def judged(records: list[dict], lines: list[dict]) -> dict:
+    "Metrics with a bootstrap interval of the share of items that match."
+    _, low, high = bootstrap_ci(call_table(records, lines)["match"].tolist())
+    return evaluate_predictions(records, lines) | dict(call_match_95=[round(low, 4), round(high, 4)], data=content_hash(records))
 
 
 def write(name: str, model, config: GenerationConfig, sets: dict):
@@ -93,6 +108,7 @@ def main():
     parser.add_argument("what", choices=["bfcl", "bfcl-auto", "validation", "validation-auto", "routing", "decoding"])
     parser.add_argument("--head", default=str(SHIPPED))
     parser.add_argument("--data-dir", default=os.environ.get("SMOLDIFF_DATA"))
+    parser.add_argument("--only", help="one set; the others stay as they are in the results file")
     parser.add_argument("--work", help="folder for features")
     parser.add_argument("--limit", type=int, help="items of each set")
     parser.add_argument("--per-source", type=int, default=40, help="validation: records of each source")
@@ -111,7 +127,12 @@ def main():
             return write("routing", model, config, dict(probe=probe_routing(model.base, sample)))
         chosen = [r for rs in found.values() for r in [x for x in rs if x["calls"] or not oracle][:args.per_source]]
         sets = dict(single=[r for r in chosen if "query" in r], conversations=[r for r in chosen if "messages" in r])
-    write(args.what, model, config, {name: measure(model, records, config, oracle, args.limit) for name, records in sets.items()})
+    scores = {}
+    if args.only:
+        sets = {args.only: sets[args.only]}
+        scores = {k: v for k, v in json.loads((RESULTS / f"{args.what}.json").read_text()).items() if k != "about"}
+    for name, records in sets.items(): scores |= measure(model, name, records, config, oracle, args.limit)
+    write(args.what, model, config, scores)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ def block() -> str:
     lines += [row(f"BFCL {c}, end to end", auto[c]) for c in auto if c != "about"]
     names = dict(single="single requests", conversations="conversations")
     lines += [row(f"tools unseen in training, {names[k]}, tool named", valid[k]) for k in names if k in valid]
+    looks = {k.split()[1]: v for k, v in load("decoding").get("options", {}).items() if k.startswith("steps")}
+    if looks:
+        seen = "; ".join(f"{k}: {percent(v['valid_fields'])} ({percent(v['valid_calls'])})" for k, v in looks.items())
+        lines += ["", "Looking again helps. Fields right (whole calls right) on requests to unseen tools, in percent, by the number of looks: " + seen + "."]
     return "\n".join([*lines, "", "BFCL is the official AST verdict, and a test set: nothing was trained or tuned on it.", END])
 
 

@@ -203,7 +203,7 @@ def run_info(args):
     print(json.dumps(facts) if args.json else "\n".join(f"{k:13} {v}" for k, v in facts.items()))
 
 # %% ../nbs/12_cli.ipynb #967ad6a8
-def book_table(restaurant: str, city: str, people: int, time: str, terrace: bool = False, occasion: str = ""):
+def book_table(restaurant: str, city: str, people: int, date: str, time: str, terrace: bool = False):
     """
     Book a table at a restaurant.
 
@@ -211,9 +211,9 @@ def book_table(restaurant: str, city: str, people: int, time: str, terrace: bool
         restaurant: Name of the restaurant.
         city: City of the restaurant.
         people: Number of guests.
-        time: When, as the user said it.
+        date: Day, as the user said it.
+        time: Time of day.
         terrace: Whether to sit outside.
-        occasion: What is celebrated, if anything.
     """
 
 DEMO = "Book a table for four at Luigi's in Rome tomorrow at 8 pm"
@@ -225,7 +225,7 @@ def run_demo(args):
     from smoldiff.agent import FunctionCallGenerator, GenerationConfig
     out = Console()
     model = load(args)
-    tool = "book_table(restaurant, city, people, time, terrace?, occasion?)"
+    tool = "book_table(restaurant, city, people, date, time, terrace?)"
     out.print(f"[bold]{model}[/]\nrequest: [italic]{DEMO}[/]\ntool:    {tool}\n", highlight=False)
     options = GenerationConfig(mode="tool", steps=args.steps, threshold=.999)
     answer = FunctionCallGenerator(model).generate_unified(DEMO, [book_table], options)

@@ -4,7 +4,7 @@
 
 # %% ../nbs/04_head.ipynb #571a98a5
 from __future__ import annotations
-from dataclasses import dataclass, field, asdict
+from dataclasses import dataclass, field
 import torch, torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
@@ -14,9 +14,9 @@ from .scaffold import KINDS, MAX_SPAN, PLANS, Prompt, SlotLabel, dynamic_budget,
 
 # %% auto #0
 __all__ = ['MAX_CANDIDATES', 'MAX_CALLS', 'MAX_PLACES', 'PAIR_SCORES', 'LOW', 'Features', 'read_features', 'Example',
-           'make_example', 'Batch', 'pad', 'spans_tensor', 'collate', 'label_tensors', 'State', 'empty_state',
-           'noisy_state', 'HeadConfig', 'head_config', 'rotate', 'Block', 'SchemaDiffusionHead', 'layers_sum',
-           'used_tokens', 'span_mean', 'HeadOutput', 'LossConfig', 'smooth_nll']
+           'make_example', 'pad', 'spans_tensor', 'label_tensors', 'Batch', 'collate', 'State', 'empty_state',
+           'gold_spans', 'noisy_state', 'HeadConfig', 'head_config', 'rotate', 'Block', 'SchemaDiffusionHead',
+           'layers_sum', 'used_tokens', 'span_mean', 'HeadOutput', 'LossConfig', 'smooth_nll']
 
 # %% ../nbs/04_head.ipynb #8641fae1
 @dataclass
@@ -65,9 +65,29 @@ def make_example(prompt: Prompt, features: Features, labels: list[SlotLabel] | N
     return Example(features, [KINDS.index(s.kind) for s in segments], [s.required for s in segments], [s.call for s in segments],
                    (inside[0], inside[-1]), prompt.options, room, labels)
 
-# %% ../nbs/04_head.ipynb #91cee603
+# %% ../nbs/04_head.ipynb #53dfa728
+def pad(tensors: list[torch.Tensor], value=0) -> torch.Tensor:
+    "Stack tensors of different sizes, padded at the end of every dimension."
+    size = [max(1, *(t.shape[d] for t in tensors)) for d in range(tensors[0].dim())]
+    out = tensors[0].new_full((len(tensors), *size), value)
+    for i, t in enumerate(tensors): out[(i, *(slice(n) for n in t.shape))] = t
+    return out
+
+def spans_tensor(spans: list[list]) -> torch.Tensor:
+    "Ragged lists of (first, last) as a padded tensor; -1 marks what is missing."
+    return pad([torch.tensor(s, dtype=torch.long).reshape(-1, 2) for s in spans] or [torch.zeros(0, 2, dtype=torch.long)], -1)
+
+# %% ../nbs/04_head.ipynb #c996c145
 MAX_CANDIDATES = 4   # gold spans of a slot that are kept
 
+def label_tensors(examples: list[Example]) -> dict:
+    "Gold plans, candidate spans, options and tokens of a batch."
+    spans = pad([spans_tensor([l.spans[:MAX_CANDIDATES] for l in e.labels]) for e in examples], -1)
+    plans, options = (pad([torch.tensor([getattr(l, name) for l in e.labels]) for e in examples], -1) for name in ("plan", "option"))
+    return dict(plan_BS=plans, span_BSK2=spans.clamp(min=0), span_BSK=spans[..., 0] >= 0, picked_BS=options.clamp(min=0),
+                tokens=[[l.tokens for l in e.labels] for e in examples])
+
+# %% ../nbs/04_head.ipynb #e8777d20
 @dataclass
 class Batch:
     "Padded examples. Masks are True where there is something."
@@ -83,18 +103,7 @@ class Batch:
         "The batch on another device."
         return Batch(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()})
 
-def pad(tensors: list[torch.Tensor], value=0) -> torch.Tensor:
-    "Stack tensors of different sizes, padded at the end of every dimension."
-    size = [max(1, *(t.shape[d] for t in tensors)) for d in range(tensors[0].dim())]
-    out = tensors[0].new_full((len(tensors), *size), value)
-    for i, t in enumerate(tensors): out[(i, *(slice(n) for n in t.shape))] = t
-    return out
-
-# %% ../nbs/04_head.ipynb #1acc6321
-def spans_tensor(spans: list[list]) -> torch.Tensor:
-    "Ragged lists of (first, last) as a padded tensor; -1 marks what is missing."
-    return pad([torch.tensor(s, dtype=torch.long).reshape(-1, 2) for s in spans] or [torch.zeros(0, 2, dtype=torch.long)], -1)
-
+# %% ../nbs/04_head.ipynb #0319d544
 def collate(
     examples: list[Example],  # with labels (training) or without
 ) -> Batch:
@@ -111,13 +120,6 @@ def collate(
                  part("pair_STP").float(), slots, row("kinds"), row("required", torch.bool), row("calls"), options.clamp(min=0),
                  options[..., 0] >= 0, budgets=[e.budgets for e in examples], **gold)
 
-def label_tensors(examples: list[Example]) -> dict:
-    "Gold plans, candidate spans, options and tokens of a batch."
-    spans = pad([spans_tensor([l.spans[:MAX_CANDIDATES] for l in e.labels]) for e in examples], -1)
-    return dict(plan_BS=pad([torch.tensor([l.plan for l in e.labels]) for e in examples], -1), span_BSK2=spans.clamp(min=0), span_BSK=spans[..., 0] >= 0,
-                picked_BS=pad([torch.tensor([l.option for l in e.labels]) for e in examples], -1).clamp(min=0),
-                tokens=[[l.tokens for l in e.labels] for e in examples])
-
 # %% ../nbs/04_head.ipynb #8d2aeaea
 @dataclass
 class State:
@@ -130,37 +132,51 @@ class State:
     canvas_BC: torch.Tensor  # True where there is a canvas token
     gold_BC: torch.Tensor | None = None  # gold token ids, in training
 
-def empty_state(batch: Batch, canvas: list[list[int]] | None = None, ids: dict | None = None, mask_id: int = 0) -> State:
-    "All slots masked; `canvas` lists per example the slots that have room to be written, `ids` known tokens by (example, slot)."
+# %% ../nbs/04_head.ipynb #9fc41fbe
+def empty_state(
+    batch: Batch,
+    canvas: list[list[int]] | None = None, # per example, the slots that have room to be written
+    ids: dict | None = None,               # (example, slot) -> token ids of its canvas, where they are known
+    mask_id: int = 0,                      # stands for the others
+) -> State:
+    "The state in which all slots are masked."
     canvas, ids = canvas or [[] for _ in batch.budgets], ids or {}
-    rows = [[(s, p, ids[b, s][p] if (b, s) in ids else mask_id) for s in slots for p in range(batch.budgets[b][s])] for b, slots in enumerate(canvas)]
+    token = lambda b, s, p: ids[b, s][p] if (b, s) in ids else mask_id
+    rows = [[(s, p, token(b, s, p)) for s in slots for p in range(batch.budgets[b][s])] for b, slots in enumerate(canvas)]
     table = pad([torch.tensor(r, dtype=torch.long).reshape(-1, 3) for r in rows], -1).to(batch.ids_BT.device)
     slot, place, token = table.unbind(-1)
     masked = torch.full_like(batch.kind_BS, -1)
     return State(masked, masked[..., None].repeat(1, 1, 2), token.clamp(min=0), slot.clamp(min=0), place.clamp(min=0), slot >= 0)
 
-# %% ../nbs/04_head.ipynb #e97ad056
+# %% ../nbs/04_head.ipynb #9b272793
+def gold_spans(
+    batch: Batch,    # with labels
+) -> torch.Tensor:   # (B, S, 2)
+    "Body tokens that each slot's gold plan points at: the first span that is copied, the option; else -1."
+    picked = batch.option_BSO2.gather(2, batch.picked_BS[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
+    spans = torch.where((batch.plan_BS == 1)[..., None], batch.span_BSK2[:, :, 0], picked)
+    return torch.where(((batch.plan_BS == 1) | (batch.plan_BS == 2))[..., None], spans, -1)
+
+# %% ../nbs/04_head.ipynb #ad46da29
 def noisy_state(
-    batch: Batch,             # with labels
-    masked_BS: torch.Tensor,  # True: the slot is masked
+    batch: Batch,               # with labels
+    masked_BS: torch.Tensor,    # True: the slot is masked
     token_rate_B: torch.Tensor, # share of canvas tokens that are masked, per example
-    mask_id: int, null_id: int,
-    generator: torch.Generator,
+    mask_id: int, null_id: int, # of the base
+    generator: torch.Generator, # draws the masked tokens
     all_written: bool = False,  # the token-level head: every slot has room, whatever its plan
 ) -> State:
     "The state in which the slots outside `masked_BS` show their gold plans; written ones have a canvas with masked tokens."
     shown_BS = batch.slot_BS & ~masked_BS
-    canvas = [[s for s in range(len(room)) if all_written or (shown_BS[b, s] and batch.plan_BS[b, s] == 3)] for b, room in enumerate(batch.budgets)]
+    write_BS = torch.ones_like(shown_BS) if all_written else shown_BS & (batch.plan_BS == 3)
+    canvas = [[s for s in range(len(room)) if write_BS[b, s]] for b, room in enumerate(batch.budgets)]
     gold = {(b, s): pad_labels(batch.tokens[b][s], batch.budgets[b][s], null_id) for b, slots in enumerate(canvas) for s in slots}
     state = empty_state(batch, canvas, gold)
     state.gold_BC = state.ids_BC
     hidden_BC = torch.rand(state.ids_BC.shape, generator=generator) < token_rate_B[:, None]
     state.ids_BC = torch.where(hidden_BC.to(state.ids_BC.device), mask_id, state.ids_BC)
     if all_written: return state
-    state.plan_BS = torch.where(shown_BS, batch.plan_BS, -1)
-    picked = batch.option_BSO2.gather(2, batch.picked_BS[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
-    spans = torch.where((batch.plan_BS == 1)[..., None], batch.span_BSK2[:, :, 0], picked)
-    state.span_BS2 = torch.where((shown_BS & ((batch.plan_BS == 1) | (batch.plan_BS == 2)))[..., None], spans, -1)
+    state.plan_BS, state.span_BS2 = torch.where(shown_BS, batch.plan_BS, -1), torch.where(shown_BS[..., None], gold_spans(batch), -1)
     return state
 
 # %% ../nbs/04_head.ipynb #46973ecd
@@ -169,17 +185,17 @@ class HeadConfig:
     "Shape of a head; `base_*` describe the base it was made for."
     variant: str = "slot"           # "slot": plans and pointers; "token": vocabulary only, every slot is written
     encoder: str = "transformer"    # or "residual_mlp"
-    width: int = 384
-    depth: int = 3
-    heads: int = 6
-    dropout: float = 0.1
+    width: int = 384                # of its vectors
+    depth: int = 3                  # blocks
+    heads: int = 6                  # of attention
+    dropout: float = 0.1            # after every block's parts
     layers: tuple = (12, 30)        # layers of the base that are read
     use_pairs: bool = True          # the base's attention and log-probabilities
     step_embedding: bool = False    # tell the head the share of slots that are masked
-    base_name: str = ""
-    base_fingerprint: str = ""
-    base_hidden: int = 576
-    base_vocab: int = 49152
+    base_name: str = ""             # for people
+    base_fingerprint: str = ""      # must be that of the base it runs on
+    base_hidden: int = 576          # width of the base's states
+    base_vocab: int = 49152         # token ids of the base; MASK and NULL come after them
     base_pairs: int = 271           # layers x heads + 1
 
     def __post_init__(self):
@@ -187,14 +203,18 @@ class HeadConfig:
         for name, known in (("variant", ("slot", "token")), ("encoder", ("transformer", "residual_mlp"))):
             if getattr(self, name) not in known: raise SmoldiffError(f"unknown {name} {getattr(self, name)!r}: use {' or '.join(known)}")
 
-def head_config(base: Base, **options) -> HeadConfig:
+# %% ../nbs/04_head.ipynb #57bbded8
+def head_config(
+    base: Base,
+    **options,  # of `HeadConfig`
+) -> HeadConfig:
     "The configuration of a head for a base: by default a layer at two fifths of its depth and the last one are read."
     n = base.n_layers
     known = dict(layers=(max(1, round(n * .4)), n), base_name=base.name, base_fingerprint=base.fingerprint, base_hidden=base.hidden_size,
                  base_vocab=base.vocab_size, base_pairs=n * base.n_heads + 1)
     return HeadConfig(**{**known, **options})
 
-# %% ../nbs/04_head.ipynb #57bbded8
+# %% ../nbs/04_head.ipynb #ce463dc7
 def rotate(x_BHND: torch.Tensor, place_BN: torch.Tensor) -> torch.Tensor:
     "Rotary position embedding (Su et al. 2021, arXiv 2104.09864)."
     half = x_BHND.shape[-1] // 2
@@ -202,6 +222,7 @@ def rotate(x_BHND: torch.Tensor, place_BN: torch.Tensor) -> torch.Tensor:
     a, b = x_BHND.split(half, -1)
     return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
 
+# %% ../nbs/04_head.ipynb #e04a29a0
 class Block(nn.Module):
     "A pre-norm transformer block, bidirectional; without attention it is a residual MLP."
     def __init__(self, width: int, heads: int, dropout: float, attention: bool = True):
@@ -257,7 +278,6 @@ def make_outputs(self: SchemaDiffusionHead, D: int, H: int):
     if config.use_pairs:
         self.pair = nn.Sequential(nn.Linear(config.base_pairs, 64), nn.GELU(), nn.Linear(64, PAIR_SCORES + config.heads))
 
-
 @patch(as_prop=True)
 def n_trainable(self: SchemaDiffusionHead) -> int:
     "Number of parameters of the head itself; the base's embedding is not among them."
@@ -295,7 +315,8 @@ def inputs(self: SchemaDiffusionHead, batch: Batch, state: State):
         share_B = ((state.plan_BS < 0) & batch.slot_BS).sum(1) / batch.slot_BS.sum(1).clamp(min=1)
         slot_BSD = slot_BSD + self.step(share_B[:, None, None])
     special = state.ids_BC >= V
-    word_BCD = torch.where(special[..., None], self.special((state.ids_BC - V).clamp(min=0)), self.from_token(self.embedding[state.ids_BC.clamp(max=V - 1)]))
+    known_BCD = self.from_token(self.embedding[state.ids_BC.clamp(max=V - 1)])
+    word_BCD = torch.where(special[..., None], self.special((state.ids_BC - V).clamp(min=0)), known_BCD)
     own_BCD = slot_BSD.gather(1, state.slot_BC[..., None].expand(-1, -1, slot_BSD.shape[-1]))
     return slot_BSD, word_BCD + own_BCD + self.place(state.place_BC.clamp(max=MAX_PLACES - 1)), token_BTD
 
@@ -311,6 +332,7 @@ class HeadOutput:
     canvas_BCD: torch.Tensor         # encoded canvas
     pair_BSTE: torch.Tensor | None   # scores from the base's pair features
 
+# %% ../nbs/04_head.ipynb #437619de
 @patch
 def encode(self: SchemaDiffusionHead, batch: Batch, state: State):
     "Run the encoder: slots, canvas, prompt, and the pair scores."
@@ -333,6 +355,16 @@ def encode(self: SchemaDiffusionHead, batch: Batch, state: State):
 LOW = -1e4   # a logit that never wins, and is finite
 
 @patch
+def option_pairs(self: SchemaDiffusionHead, pair_BSTE, span_BSO2) -> torch.Tensor:
+    "The pair scores of options: at the first token, and the mean over all."
+    B, S, T, _ = pair_BSTE.shape
+    flat = pair_BSTE.flatten(0, 1)
+    spans = span_BSO2.flatten(0, 1)
+    first = flat[..., 2].gather(1, spans[..., 0])
+    return (first + span_mean(flat[..., 3:4], spans)[..., 0]).unflatten(0, (B, S))
+
+# %% ../nbs/04_head.ipynb #fb40ad79
+@patch
 def forward(self: SchemaDiffusionHead, batch: Batch, state: State) -> HeadOutput:
     "Beliefs about every slot in the light of what has been revealed."
     slot, canvas, token, pair = self.encode(batch, state)
@@ -347,19 +379,11 @@ def forward(self: SchemaDiffusionHead, batch: Batch, state: State) -> HeadOutput
     start = start.masked_fill(~batch.request_BT[:, None], LOW).log_softmax(-1)
     option = option.masked_fill(~batch.option_BSO, LOW).log_softmax(-1)
     plan = self.plan(slot)
-    barred = torch.stack([batch.required_BS, torch.zeros_like(batch.required_BS), ~batch.option_BSO.any(-1), torch.zeros_like(batch.required_BS)], -1)
+    never = torch.zeros_like(batch.required_BS)
+    barred = torch.stack([batch.required_BS, never, ~batch.option_BSO.any(-1), never], -1)   # a required slot is not left out
     return HeadOutput(plan.masked_fill(barred, LOW).log_softmax(-1), start, option, slot, token, canvas, pair)
 
-@patch
-def option_pairs(self: SchemaDiffusionHead, pair_BSTE, span_BSO2) -> torch.Tensor:
-    "The pair scores of options: at the first token, and the mean over all."
-    B, S, T, _ = pair_BSTE.shape
-    flat = pair_BSTE.flatten(0, 1)
-    spans = span_BSO2.flatten(0, 1)
-    first = flat[..., 2].gather(1, spans[..., 0])
-    return (first + span_mean(flat[..., 3:4], spans)[..., 0]).unflatten(0, (B, S))
-
-# %% ../nbs/04_head.ipynb #fb40ad79
+# %% ../nbs/04_head.ipynb #b1fa4d84
 @patch
 def end_logp(
     self: SchemaDiffusionHead,
@@ -377,6 +401,7 @@ def end_logp(
     score = score + self.length(distance.clamp(0, MAX_SPAN - 1))[..., 0]
     return score.masked_fill((distance < 0) | (distance >= MAX_SPAN) | ~batch.request_BT[:, None, None], LOW).log_softmax(-1)
 
+# %% ../nbs/04_head.ipynb #1305ec69
 @patch
 def token_logp(self: SchemaDiffusionHead, canvas_ND: torch.Tensor) -> torch.Tensor:
     "Log-probabilities over the base's vocabulary, MASK (impossible, as in MDLM's SUBS) and NULL: (N, V + 2)."
@@ -391,10 +416,14 @@ class LossConfig:
     "Options of the loss."
     null_loss_weight: float = 0.2         # weight of canvas positions whose gold token is NULL
     null_prediction_penalty: float = 0.0  # times the probability of NULL (of leaving out) where there is a value
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0          # share of the target spread over all classes that are possible
     token_weight: float = 0.2             # of written tokens beside slots
 
-def smooth_nll(logp: torch.Tensor, gold: torch.Tensor, smoothing: float) -> torch.Tensor:
+def smooth_nll(
+    logp: torch.Tensor,  # (..., classes)
+    gold: torch.Tensor,  # (...), index of the right class
+    smoothing: float,    # 0 is plain cross-entropy
+) -> torch.Tensor:       # (...)
     "Cross-entropy with label smoothing over the classes that are possible."
     nll = -logp.gather(-1, gold[..., None])[..., 0]
     if not smoothing: return nll
@@ -402,6 +431,7 @@ def smooth_nll(logp: torch.Tensor, gold: torch.Tensor, smoothing: float) -> torc
     even = -(logp.masked_fill(~possible, 0).sum(-1) / possible.sum(-1).clamp(min=1))
     return (1 - smoothing) * nll + smoothing * even
 
+# %% ../nbs/04_head.ipynb #0e927dac
 @patch
 def copy_nll(self: SchemaDiffusionHead, batch: Batch, out: HeadOutput) -> torch.Tensor:
     "-log of the summed probability of all gold spans: (B, S)."
@@ -410,25 +440,7 @@ def copy_nll(self: SchemaDiffusionHead, batch: Batch, out: HeadOutput) -> torch.
     joint = out.start_BST.gather(2, first) + ends
     return -joint.masked_fill(~batch.span_BSK, LOW).logsumexp(-1)
 
-# %% ../nbs/04_head.ipynb #8fe7a1cc
-@patch
-def loss(
-    self: SchemaDiffusionHead,
-    batch: Batch,                      # with labels
-    state: State,                      # from `noisy_state`
-    weight_B: torch.Tensor | None = None, # weight of each example (see `noise.loss_weights`)
-    config: LossConfig = LossConfig(),
-) -> dict:                             # loss (scalar) and its parts
-    "The training loss of a state, averaged over masked slots and masked canvas tokens."
-    out, parts, total = self(batch, state), {}, 0.
-    weight_B = torch.ones(len(batch.slot_BS), device=batch.slot_BS.device) if weight_B is None else weight_B
-    if out.plan_BSP is not None:
-        parts |= self.slot_losses(batch, state, out, weight_B, config)
-        total = parts["plan"] + parts["copy"] + parts["option"] + config.null_prediction_penalty * parts["null_slot"]
-    parts |= self.token_losses(state, out, weight_B, config)
-    total = total + config.token_weight * parts["token"] + config.null_prediction_penalty * parts["null_token"]
-    return dict(loss=total, **parts)
-
+# %% ../nbs/04_head.ipynb #62a06c3a
 @patch
 def slot_losses(self: SchemaDiffusionHead, batch, state, out, weight_B, config) -> dict:
     "Losses of masked slots, each a sum over those it concerns divided by all of them."
@@ -451,3 +463,22 @@ def token_losses(self: SchemaDiffusionHead, state, out, weight_B, config) -> dic
     weight = weight * torch.where(gold == null, config.null_loss_weight, 1.)
     token = (smooth_nll(logp, gold, config.label_smoothing) * weight).sum() / weight.sum().clamp(min=1e-6)
     return dict(token=token, null_token=torch.where(gold == null, 0., logp[:, null].exp()).mean())
+
+# %% ../nbs/04_head.ipynb #a0ef8eaa
+@patch
+def loss(
+    self: SchemaDiffusionHead,
+    batch: Batch,                      # with labels
+    state: State,                      # from `noisy_state`
+    weight_B: torch.Tensor | None = None, # weight of each example (see `noise.loss_weights`)
+    config: LossConfig = LossConfig(),
+) -> dict:                             # loss (scalar) and its parts
+    "The training loss of a state, averaged over masked slots and masked canvas tokens."
+    out, parts, total = self(batch, state), {}, 0.
+    weight_B = torch.ones(len(batch.slot_BS), device=batch.slot_BS.device) if weight_B is None else weight_B
+    if out.plan_BSP is not None:
+        parts |= self.slot_losses(batch, state, out, weight_B, config)
+        total = parts["plan"] + parts["copy"] + parts["option"] + config.null_prediction_penalty * parts["null_slot"]
+    parts |= self.token_losses(state, out, weight_B, config)
+    total = total + config.token_weight * parts["token"] + config.null_prediction_penalty * parts["null_token"]
+    return dict(loss=total, **parts)

@@ -160,7 +160,8 @@ rather than copied are its weak side.
 - **Size**: {parameters:,} trainable parameters, stored in bfloat16.
 - **Trained on** {examples:,} requests to {tools:,} tools: {sources}. No tool of the validation set is among them; nothing of BFCL is.
 - **Validated on** {valid_examples} requests to tools not trained on: fields right {valid_fields:.3f}, whole calls right
-  {valid_calls:.3f} (BFCL's string normalisation; the tool's name given); optional slots left out: predicted {null_pred:.3f}, true {null_true:.3f}.
+  {valid_calls:.3f} (BFCL's string normalisation; the tool's name given); optional slots left out: predicted {null_pred:.3f},
+  true {null_true:.3f}.
 - **Re-make it**: `smoldiff train --config config.yaml --data-dir DATA --out FOLDER` (seed {seed}; all options in `config.yaml`,
   every step in `history.csv`, numbers by source and kind of slot in `metrics.json`).
 - **Confidence**: Platt scaling fitted on the validation requests, scale {scale}, shift {shift}.

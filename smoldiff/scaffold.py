@@ -537,7 +537,7 @@ def fallback_value(schema: dict):
     kind = schema.get("type")
     kind = kind[0] if isinstance(kind, list) else kind
     low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1 if "exclusiveMinimum" in schema else min(0, schema.get("maximum", 0)))
-    if kind == "object": return {k: fallback_value(v) for k, v in schema.get("properties", {}).items() if k in schema.get("required", [])}
+    if kind == "object": return {k: fallback_value(schema.get("properties", {}).get(k, {})) for k in schema.get("required", [])}
     if kind == "array": return [fallback_value(schema.get("items", {}))] * schema.get("minItems", 0)
     if kind == "string": return "x" * schema.get("minLength", 0)
     return dict(integer=math.ceil(low), number=low, boolean=False, null=None).get(kind, "")

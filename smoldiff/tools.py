@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'DIALECT', 'SmoldiffError', 'ToolError', 'no_parameters', 'Tool', 'type_name', 'normalise_type', 'pointer',
-           'map_schemas', 'look_up', 'inline_refs', 'drop_null', 'fix_type', 'fix_object', 'normalise_schema',
-           'one_line', 'schema_validator', 'root_schema', 'make_tool', 'tool_from_dict', 'tool_from_function',
-           'tool_from_model', 'as_tool', 'as_tools', 'read_tools', 'validate_arguments']
+           'map_schemas', 'look_up', 'inline_refs', 'drop_null', 'fix_type', 'fix_enum', 'fix_object',
+           'normalise_schema', 'one_line', 'schema_validator', 'root_schema', 'make_tool', 'tool_from_dict',
+           'tool_from_function', 'tool_from_model', 'as_tool', 'as_tools', 'read_tools', 'validate_arguments']
 
 # %% ../nbs/00_tools.ipynb #d764c6bb
 import copy, inspect, json
@@ -173,6 +173,16 @@ def fix_type(schema: dict, at: str) -> None:
     if "enum" in schema and not (isinstance(schema["enum"], list) and schema["enum"]):
         raise ToolError(f"{at}/enum: must be a list with at least one value, found {schema['enum']!r}")
 
+_PYTHON = {"array": list, "object": dict, "string": str, "boolean": bool, "null": type(None), "integer": int, "number": (int, float)}
+
+def fix_enum(schema: dict) -> None:
+    "Mend in place an enum that no value of the type can meet: on an array it means the items, elsewhere the enum stands and the type goes."
+    kind, options = schema.get("type"), schema.get("enum")
+    if not options or not isinstance(kind, str) or any(isinstance(o, _PYTHON[kind]) for o in options): return
+    if kind != "array": del schema["type"]; return
+    schema["items"] = {**(schema["items"] if isinstance(schema.get("items"), dict) else {}), "enum": schema.pop("enum")}
+    fix_enum(schema["items"])
+
 def fix_object(schema: dict, at: str) -> None:
     "Complete and check `required` in place; parameters that may be left out lose their null option."
     required = schema["required"] = schema.get("required") or []
@@ -190,7 +200,7 @@ def _normalise(schema, at: str):
     if not isinstance(schema, dict): raise ToolError(f"{at or '/'}: must be a schema, found {type(schema).__name__}")
     out = map_schemas(schema, _normalise, at)
     if isinstance(out.get("title"), str): del out["title"]
-    fix_type(out, at)
+    fix_type(out, at); fix_enum(out)
     if "properties" in out: fix_object(out, at)
     # transformers 5 and pydantic 1 wrap a single schema in a union of one
     for key in ("allOf", "anyOf"):

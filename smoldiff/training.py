@@ -6,7 +6,7 @@
 from __future__ import annotations
 import hashlib, json, os, shutil, time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, asdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterable
 import torch
@@ -14,14 +14,14 @@ from .tools import SmoldiffError
 from .base import Base
 from .scaffold import build_schema_template, encode_labels, encode_prompt
 from .noise import NoiseConfig, loss_weights, make_schedule, mask_slots, sample_t
-from .head import Features, LossConfig, SchemaDiffusionHead, collate, make_example, noisy_state, read_features
-from .data import length_batches, read_records, turns
+from .head import Features, LossConfig, SchemaDiffusionHead, make_example, noisy_state, read_features
+from .data import length_batches, turns
 
 # %% auto #0
-__all__ = ['SHARD', 'PROMPT_FORM', 'record_prompt', 'usable', 'FeatureCache', 'save_shard', 'read_in_batches', 'cache_features',
-           'steps', 'filling_loss', 'TrainConfig', 'learning_rate', 'save_checkpoint', 'load_checkpoint', 'Run',
-           'train', 'own_dropout', 'average_gradients', 'agreed', 'loop', 'update', 'evaluation_steps', 'evaluate_now',
-           'plot_null_history']
+__all__ = ['SHARD', 'PROMPT_FORM', 'record_prompt', 'usable', 'read_in_batches', 'save_shard', 'FeatureCache', 'features_name',
+           'steps', 'cache_features', 'filling_loss', 'TrainConfig', 'learning_rate', 'save_checkpoint',
+           'load_checkpoint', 'Run', 'own_dropout', 'average_gradients', 'agreed', 'update', 'train_step',
+           'evaluation_steps', 'evaluate_now', 'loop', 'train', 'plot_null_history']
 
 # %% ../nbs/06_training.ipynb #172c57b2
 def record_prompt(
@@ -33,7 +33,11 @@ def record_prompt(
     tools = {t["name"]: t for t in record["tools"]}
     return encode_prompt(base, build_schema_template([tools[c["name"]] for c in record["calls"]]), turns(record), max_tokens)
 
-def usable(base: Base, records: Iterable[dict], max_tokens: int) -> list[tuple]:
+def usable(
+    base: Base,
+    records: Iterable[dict],  # in the record form
+    max_tokens: int,          # longest prompt
+) -> list[tuple]:
     "(record, prompt) of the records that can be laid out and have a slot."
     found = []
     for record in records:
@@ -43,9 +47,26 @@ def usable(base: Base, records: Iterable[dict], max_tokens: int) -> list[tuple]:
     return found
 
 # %% ../nbs/06_training.ipynb #e0df3a47
+def read_in_batches(base: Base, prompts: list, layers: tuple, max_tokens: int = 2600) -> list[Features]:
+    "Features of many prompts, read in batches of similar length."
+    found, order = [None] * len(prompts), length_batches([len(p.ids) for p in prompts], max_tokens, shuffle=False)
+    for batch in order:
+        for i, f in zip(batch, read_features(base, [prompts[i] for i in batch], layers)): found[i] = f
+    return found
+
+# %% ../nbs/06_training.ipynb #13131d7a
 SHARD = 256
 PROMPT_FORM = 1   # raise it when the prompt's text or the features change: older caches are then not used
 
+def save_shard(path: Path, features: list[Features]):
+    "Write the features of one shard in one step."
+    from safetensors.torch import save_file
+    names = ("ids", "hidden", "slot", "pair")
+    tensors = {f"{k}.{n}": t for k, f in enumerate(features) for n, t in zip(names, (f.ids_T, f.hidden_TF, f.slot_SF, f.pair_STP))}
+    part = path.with_suffix(".partial")
+    save_file(tensors, part); os.replace(part, path)
+
+# %% ../nbs/06_training.ipynb #f66f74bb
 @dataclass
 class FeatureCache:
     "Examples whose features lie on disk, with what is known of their slots in memory."
@@ -71,22 +92,18 @@ class FeatureCache:
         "Elements that the head reads of each example: body tokens and slots."
         return [len(p.offsets) + len(p.rows) for p in self.prompts]
 
-# %% ../nbs/06_training.ipynb #e4002e87
-def save_shard(path: Path, features: list[Features]):
-    "Write the features of one shard in one step."
-    from safetensors.torch import save_file
-    names = ("ids", "hidden", "slot", "pair")
-    tensors = {f"{k}.{n}": t for k, f in enumerate(features) for n, t in zip(names, (f.ids_T, f.hidden_TF, f.slot_SF, f.pair_STP))}
-    part = path.with_suffix(".partial")
-    save_file(tensors, part); os.replace(part, path)
+# %% ../nbs/06_training.ipynb #b5688b0e
+def features_name(base: Base, layers: tuple, max_tokens: int, records: list[dict]) -> str:
+    "The name of a cache: a hash of all that its features depend on."
+    what = json.dumps([base.fingerprint, list(layers), max_tokens, PROMPT_FORM, records], sort_keys=True)
+    return f"features-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
-def read_in_batches(base: Base, prompts: list, layers: tuple, max_tokens: int = 2600) -> list[Features]:
-    "Features of many prompts, read in batches of similar length."
-    found, order = [None] * len(prompts), length_batches([len(p.ids) for p in prompts], max_tokens, shuffle=False)
-    for batch in order:
-        for i, f in zip(batch, read_features(base, [prompts[i] for i in batch], layers)): found[i] = f
-    return found
+def steps(items, what: str, show: bool = True, total: int | None = None):
+    "Iterate with a progress bar on stderr, if it is wanted."
+    from tqdm import tqdm
+    return tqdm(items, desc=what, disable=not show, total=total)
 
+# %% ../nbs/06_training.ipynb #3db84cb4
 def cache_features(
     base: Base,
     records: list[dict],          # in the record form
@@ -98,19 +115,13 @@ def cache_features(
 ) -> FeatureCache:
     "Read every record's prompt with the base, once; what is on disk already is not read again."
     pairs = usable(base, records, max_tokens)[:limit]
-    what = json.dumps([base.fingerprint, list(layers), max_tokens, PROMPT_FORM, [r for r, _ in pairs]], sort_keys=True)
-    place = Path(folder)/f"features-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+    place = Path(folder)/features_name(base, layers, max_tokens, [r for r, _ in pairs])
     place.mkdir(parents=True, exist_ok=True)
     for start in steps(range(0, len(pairs), SHARD), "reading prompts", progress):
         shard = place/f"{start // SHARD:05d}.safetensors"
         if not shard.exists(): save_shard(shard, read_in_batches(base, [p for _, p in pairs[start:start + SHARD]], layers))
     labels = [encode_labels(base, p, r["calls"], r.get("spans")) for r, p in pairs]
     return FeatureCache(place, [r for r, _ in pairs], [p for _, p in pairs], labels)
-
-def steps(items, what: str, show: bool = True, total: int | None = None):
-    "Iterate with a progress bar on stderr, if it is wanted."
-    from tqdm import tqdm
-    return tqdm(items, desc=what, disable=not show, total=total)
 
 # %% ../nbs/06_training.ipynb #366fdb20
 def filling_loss(
@@ -126,7 +137,8 @@ def filling_loss(
         t_B, token_t_B = (sample_t(n, noise.t_law, generator, schedule, noise.steps) for _ in range(2))
         masked = mask_slots(batch.slot_BS.cpu(), t_B, schedule, generator).to(batch.slot_BS.device)
         shown = (torch.rand(masked.shape, generator=generator) < .5).to(masked.device) & (batch.plan_BS == 3)
-        state = noisy_state(batch, masked & ~shown, schedule.mask_rate(t_B if tokens else token_t_B), mask_id, mask_id + 1, generator, all_written=tokens)
+        rate_B = schedule.mask_rate(t_B if tokens else token_t_B)
+        state = noisy_state(batch, masked & ~shown, rate_B, mask_id, mask_id + 1, generator, all_written=tokens)
         weight = loss_weights(t_B, noise.loss_weight, schedule).to(batch.hidden_BTF.device)
         return head.loss(batch, state, weight, loss)
     return step
@@ -147,6 +159,7 @@ class TrainConfig:
     precision: str = "no"       # "no" or "bf16" (autocast)
     seed: int = 0
 
+# %% ../nbs/06_training.ipynb #2de66b88
 def learning_rate(
     done: float,     # share of all steps, 0 to 1
     config: TrainConfig,
@@ -156,7 +169,7 @@ def learning_rate(
     if done < config.warmup: return config.lr * (done + 1e-3) / (config.warmup + 1e-3)
     return config.lr * (.01 + .99 * .5 * (1 + math.cos(math.pi * min(1., (done - config.warmup) / (1 - config.warmup)))))
 
-# %% ../nbs/06_training.ipynb #9e5fe929
+# %% ../nbs/06_training.ipynb #df142cba
 def save_checkpoint(folder: Path, model, optimizer, generator: torch.Generator, progress: dict):
     "Write a checkpoint (safetensors and JSON) in one step."
     from safetensors.torch import save_file
@@ -171,10 +184,12 @@ def save_checkpoint(folder: Path, model, optimizer, generator: torch.Generator, 
     if folder.exists(): os.replace(folder, old)
     os.replace(part, folder); shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/06_training.ipynb #89fe87d4
 def load_checkpoint(folder: Path, model, optimizer, generator: torch.Generator) -> dict:
     "Bring model, optimiser and generator back to a checkpoint; its progress."
     from safetensors.torch import load_file
-    if not folder.exists() and (old := folder.with_name(folder.name + ".old")).exists(): os.replace(old, folder)   # cut off between two moves
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and old.exists(): os.replace(old, folder)   # it was cut off between two moves
     model.load_state_dict(load_file(folder/"model.safetensors"), strict=True)
     moments, state = load_file(folder/"optimizer.safetensors"), optimizer.state_dict()
     generator.set_state(moments.pop("generator"))
@@ -183,7 +198,7 @@ def load_checkpoint(folder: Path, model, optimizer, generator: torch.Generator) 
     optimizer.load_state_dict(state)
     return json.loads((folder/"progress.json").read_text())
 
-# %% ../nbs/06_training.ipynb #df142cba
+# %% ../nbs/06_training.ipynb #39bb7466
 @dataclass
 class Run:
     "The moving parts of a training run."
@@ -207,21 +222,6 @@ class Run:
         return [b[i:i + stride] for b in map(self.epoch_batches, range(self.config.epochs))
                 for i in range(0, len(b) - len(b) % stride or len(b), stride)]
 
-def train(run: Run, progress: bool = True):
-    "Train, evaluate, checkpoint; go on from the checkpoint in the folder if there is one. The history as a DataFrame."
-    import pandas as pd
-    from accelerate import Accelerator
-    accelerator = Accelerator(mixed_precision=run.config.precision, cpu=not torch.cuda.is_available())
-    generator = torch.Generator().manual_seed(run.config.seed)
-    optimizer = torch.optim.AdamW(run.model.parameters(), run.config.lr, betas=(.9, .98), weight_decay=run.config.weight_decay)
-    last, position = run.folder and Path(run.folder)/"last", dict(step=0, history=[])
-    if last and (last.exists() or last.with_name("last.old").exists()): position = load_checkpoint(last, run.model, optimizer, generator)
-    model, optimizer = accelerator.prepare(run.model, optimizer)
-    run.history = position["history"]
-    loop(run, accelerator, model, optimizer, generator, position["step"], last, progress)
-    accelerator.wait_for_everyone()
-    return pd.DataFrame(run.history)
-
 # %% ../nbs/06_training.ipynb #f6df00f5
 @contextmanager
 def own_dropout(accelerator, seed: int, step: int):
@@ -241,26 +241,6 @@ def agreed(accelerator, yes: bool) -> bool:
     return accelerator.reduce(torch.tensor(float(yes), device=accelerator.device), "sum").item() > 0
 
 # %% ../nbs/06_training.ipynb #d2a70325
-def loop(run: Run, accelerator, model, optimizer, generator, step: int, last: Path | None, progress: bool):
-    "The inner loop of `train`."
-    plan = run.step_batches(accelerator.num_processes)
-    total, marks = len(plan), evaluation_steps(len(plan), run.config.evaluations)
-    saved = start = time.monotonic()
-    model.train()
-    bar = steps(range(step, total), "training", progress and accelerator.is_main_process)
-    for step in bar:
-        mine = plan[step][accelerator.process_index::accelerator.num_processes] or plan[step][:1]
-        with own_dropout(accelerator, run.config.seed, step):
-            losses = update(run, accelerator, model, optimizer, generator, mine, step / total)
-        row = dict(step=step + 1, epoch=(step + 1) / total * run.config.epochs, **losses)
-        if step + 1 in marks and run.evaluate: row |= evaluate_now(run, model)
-        run.history.append(row); bar.set_postfix(loss=f"{row['loss']:.3f}")
-        out_of_time = run.limit is not None and agreed(accelerator, time.monotonic() - start > run.limit)
-        if last and (step + 1 == total or out_of_time or time.monotonic() - saved > 60 * run.config.checkpoint_minutes):
-            if accelerator.is_main_process: save_checkpoint(last, accelerator.unwrap_model(model), optimizer, generator, dict(step=step + 1, history=run.history))
-            saved = time.monotonic()
-        if out_of_time: return
-
 def update(run: Run, accelerator, model, optimizer, generator, batches: list, done: float) -> dict:
     "One optimiser step over some batches; the mean losses."
     rate, sums = learning_rate(done, run.config), {}
@@ -274,6 +254,14 @@ def update(run: Run, accelerator, model, optimizer, generator, batches: list, do
     optimizer.step(); optimizer.zero_grad()
     return sums | dict(lr=rate)
 
+# %% ../nbs/06_training.ipynb #93012040
+def train_step(run: Run, accelerator, model, optimizer, generator, plan: list, step: int) -> dict:
+    "One step of the plan with this process's share of its batches; a row of the history."
+    mine = plan[step][accelerator.process_index::accelerator.num_processes] or plan[step][:1]
+    with own_dropout(accelerator, run.config.seed, step):
+        losses = update(run, accelerator, model, optimizer, generator, mine, step / len(plan))
+    return dict(step=step + 1, epoch=(step + 1) / len(plan) * run.config.epochs, **losses)
+
 def evaluation_steps(total: int, times: int) -> set[int]:
     "Steps after which to evaluate: evenly spread, the last one among them."
     return {round(total * (k + 1) / times) for k in range(times)} if times else set()
@@ -284,8 +272,49 @@ def evaluate_now(run: Run, model) -> dict:
     try: return run.evaluate()
     finally: model.train()
 
+# %% ../nbs/06_training.ipynb #4447ae9f
+def loop(run: Run, accelerator, model, optimizer, generator, step: int, last: Path | None, progress: bool):
+    "The inner loop of `train`."
+    plan = run.step_batches(accelerator.num_processes)
+    total, marks = len(plan), evaluation_steps(len(plan), run.config.evaluations)
+    saved = start = time.monotonic()
+    model.train()
+    bar = steps(range(step, total), "training", progress and accelerator.is_main_process)
+    for step in bar:
+        row = train_step(run, accelerator, model, optimizer, generator, plan, step)
+        if step + 1 in marks and run.evaluate: row |= evaluate_now(run, model)
+        run.history.append(row); bar.set_postfix(loss=f"{row['loss']:.3f}")
+        out_of_time = run.limit is not None and agreed(accelerator, time.monotonic() - start > run.limit)
+        if last and (step + 1 == total or out_of_time or time.monotonic() - saved > 60 * run.config.checkpoint_minutes):
+            position = dict(step=step + 1, history=run.history)
+            if accelerator.is_main_process: save_checkpoint(last, accelerator.unwrap_model(model), optimizer, generator, position)
+            saved = time.monotonic()
+        if out_of_time: return
+
+# %% ../nbs/06_training.ipynb #585fc67e
+def train(
+    run: Run,
+    progress: bool = True,  # show a bar on stderr
+):                          # a DataFrame, one row a step
+    "Train, evaluate, checkpoint; go on from the checkpoint in the folder if there is one. The history as a DataFrame."
+    import pandas as pd
+    from accelerate import Accelerator
+    accelerator = Accelerator(mixed_precision=run.config.precision, cpu=not torch.cuda.is_available())
+    generator = torch.Generator().manual_seed(run.config.seed)
+    optimizer = torch.optim.AdamW(run.model.parameters(), run.config.lr, betas=(.9, .98), weight_decay=run.config.weight_decay)
+    last, position = run.folder and Path(run.folder)/"last", dict(step=0, history=[])
+    if last and (last.exists() or last.with_name("last.old").exists()): position = load_checkpoint(last, run.model, optimizer, generator)
+    model, optimizer = accelerator.prepare(run.model, optimizer)
+    run.history = position["history"]
+    loop(run, accelerator, model, optimizer, generator, position["step"], last, progress)
+    accelerator.wait_for_everyone()
+    return pd.DataFrame(run.history)
+
 # %% ../nbs/06_training.ipynb #f43843e2
-def plot_null_history(history, ax=None):
+def plot_null_history(
+    history,   # of `train`
+    ax=None,   # matplotlib axes
+):             # the axes
     "Share of slots that are left out at every evaluation, predicted against true (columns `null_pred`, `null_true`)."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(4, 3))[1]
