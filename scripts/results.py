@@ -31,7 +31,7 @@ def row(label: str, s: dict) -> str:
 def block() -> str:
     "The results as Markdown."
     bfcl, auto, valid = load("bfcl"), load("bfcl-auto"), load("validation")
-    lines = [BEGIN, "The shipped head (2 CPU cores; milliseconds a call at the median; 95% bootstrap intervals in brackets):", "",
+    lines = [BEGIN, "The shipped head. Milliseconds a call at the median, on 2 CPU cores busy with other work; 95% bootstrap intervals.", "",
              "| set | items | calls right, % | fields exact, % | valid, % | optional slots left out: true / predicted, % | ms |",
              "|---|---:|---:|---:|---:|---:|---:|"]
     lines += [row(f"BFCL {c}, tool named", bfcl[c]) for c in bfcl if c != "about"]
@@ -41,7 +41,7 @@ def block() -> str:
     looks = {k.split()[1]: v for k, v in load("decoding").get("options", {}).items() if k.startswith("steps")}
     if looks:
         seen = "; ".join(f"{k}: {percent(v['valid_fields'])} ({percent(v['valid_calls'])})" for k, v in looks.items())
-        lines += ["", "Looking again helps. Fields right (whole calls right) on requests to unseen tools, in percent, by the number of looks: " + seen + "."]
+        lines += ["", "Looking again helps. On requests to unseen tools, fields right (whole calls right) in percent, by looks:", seen]
     return "\n".join([*lines, "", "BFCL is the official AST verdict, and a test set: nothing was trained or tuned on it.", END])
 
 
