@@ -40,7 +40,7 @@ def measure(model, name: str, records: list[dict], config: GenerationConfig, ora
     if name.startswith("live"):
         for label, wanted in ((f"{name}, SGD services", True), (f"{name}, others", False)):
             some = [(r, p) for r, p in zip(records, lines) if from_sgd(r) == wanted]
-            scores[label] = judged(*map(list, zip(*some)))
+            if 0 < len(some) < len(records): scores[label] = judged(*map(list, zip(*some)))
     return scores
 
 

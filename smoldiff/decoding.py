@@ -339,12 +339,14 @@ def draw_trace(
     import matplotlib.pyplot as plt, pandas as pd
     frame = pd.DataFrame(trace)
     names = list(dict.fromkeys(zip(frame.call, frame.slot)))
-    ax = ax or plt.subplots(figsize=(1.5 + 1.9 * frame.look.max(), .5 + .35 * len(names)))[1]
+    ax = ax or plt.subplots(figsize=(1.5 + 1.2 * frame.look.max(), .6 + .35 * len(names)))[1]
     for _, r in frame.iterrows():
         y, sure = names.index((r.call, r.slot)), r.confidence or 0.
         ax.barh(y, .96, left=r.look - .98, height=.86, color=plt.cm.Blues(.15 + .6 * sure) if r.revealed else "#eeeeee")
-        label = "▒" if r.value is None and not r.revealed else "–" if r.plan == "absent" else str(r.value)
-        ax.text(r.look - .5, y, label[:22], ha="center", va="center", fontsize=7, color="white" if r.revealed and sure > .6 else "#555555")
+        value = "to be written" if r.value is INVALID else str(r.value)
+        label = "▒" if r.value is None and not r.revealed else "–" if r.plan == "absent" else value
+        label = label if len(label) < 17 else label[:16] + "…"
+        ax.text(r.look - .5, y, label, ha="center", va="center", fontsize=7, color="white" if r.revealed and sure > .6 else "#555555")
     ax.set(yticks=range(len(names)), yticklabels=[n for _, n in names], xticks=[k - .5 for k in range(1, frame.look.max() + 1)],
-           xticklabels=range(1, frame.look.max() + 1), xlabel="look"); ax.invert_yaxis()
+           xticklabels=range(1, frame.look.max() + 1), xlabel="look", xlim=(0, frame.look.max())); ax.invert_yaxis()
     return ax

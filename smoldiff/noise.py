@@ -98,6 +98,7 @@ def schedule_frame(
     return pd.concat([pd.DataFrame({"schedule": name, "t": t, "mask_rate": s.mask_rate(t), "loss_weight": s.loss_weight(t)})
                       for name, s in schedules.items()], ignore_index=True)
 
+# %% ../nbs/03_noise.ipynb #67d8159f
 def plot_schedules(
     frame,  # From `schedule_frame`
     column: str = "mask_rate",  # Or `loss_weight`, drawn on a logarithmic axis
@@ -123,6 +124,7 @@ def check_name(
     "Raise a `SmoldiffError` that lists the choices unless `name` is one of them."
     if name not in known: raise SmoldiffError(f"unknown {what} {name!r}: choose from {', '.join(known)}")
 
+# %% ../nbs/03_noise.ipynb #d69bb15c
 @dataclass
 class NoiseConfig:
     "How calls are hidden while training."

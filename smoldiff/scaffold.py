@@ -7,20 +7,19 @@ from __future__ import annotations
 import json, math, re
 from dataclasses import dataclass, field
 from functools import lru_cache
-import torch
 from fastcore.basics import patch
-from .tools import SmoldiffError, Tool, as_tool, as_tools, validate_arguments
-from .base import Base, Reading
+from .tools import SmoldiffError, Tool, as_tool, validate_arguments
+from .base import Base
 
 # %% auto #0
 __all__ = ['KINDS', 'MAX_OPTIONS', 'ABSENT', 'INVALID', 'OPEN', 'SHUT', 'PLANS', 'MAX_SPAN', 'ScaffoldError', 'FieldSegment',
            'slot_kind', 'slot_options', 'BudgetConfig', 'mask_budget', 'dynamic_budget', 'SchemaTemplate', 'walk',
-           'build_schema_template', 'Absent', 'required_objects', 'cast_number', 'words_to_digits', 'fits',
+           'build_schema_template', 'Absent', 'required_objects', 'words_to_digits', 'cast_number', 'fits',
            'cast_string', 'date_form', 'cast_date', 'cast_integer', 'cast_float', 'cast_option', 'cast_boolean',
-           'read_json', 'cast_json', 'cast_array', 'thousands', 'cast', 'same', 'plain_text', 'find_string',
-           'find_number', 'find_list', 'find_value', 'clip', 'spell', 'type_words', 'parameter_line', 'Prompt',
-           'turns_text', 'token_span', 'body_text', 'scaffold_pieces', 'encode_prompt', 'SlotLabel', 'written',
-           'read_back', 'slot_label', 'encode_labels', 'label_value', 'pad_labels', 'fallback_value']
+           'read_json', 'cast_json', 'thousands', 'cast_array', 'cast', 'same', 'plain_text', 'find_string',
+           'find_number', 'find_list', 'find_value', 'clip', 'spell', 'type_words', 'parameter_line', 'turns_text',
+           'body_text', 'scaffold_pieces', 'Prompt', 'token_span', 'encode_prompt', 'SlotLabel', 'written', 'read_back',
+           'slot_label', 'pad_labels', 'encode_labels', 'label_value', 'fallback_value']
 
 # %% ../nbs/02_scaffold.ipynb #f48af66d
 KINDS = ("string", "integer", "number", "boolean", "enum", "null", "array", "json")
@@ -57,26 +56,30 @@ def slot_kind(
         return "array" if isinstance(items, dict) and slot_kind(items) in ("string", "integer", "number", "boolean", "enum") else "json"
     return kind if kind in KINDS and kind not in ("array", "json") else "string" if isinstance(kind, list) and "string" in kind else "json"
 
-def slot_options(schema: dict) -> tuple:
+def slot_options(
+    schema: dict,  # a normalised JSON Schema
+) -> tuple:        # typed values; empty where there are more than `MAX_OPTIONS`
     "Values that can be picked whole: the enum, true and false, null, and the default."
     options = list(schema.get("enum", [schema["const"]] if "const" in schema else []))
     if schema.get("type") == "boolean" and not options: options = [True, False]
     if schema.get("type") == "null": options = [None]
-    if "default" in schema and schema["default"] not in options and not isinstance(schema["default"], (dict, list)): options.append(schema["default"])
+    default = schema.get("default", {})
+    if default not in options and not isinstance(default, (dict, list)): options.append(default)
     return tuple(options) if len(options) <= MAX_OPTIONS else ()
 
 # %% ../nbs/02_scaffold.ipynb #92f25abe
 @dataclass(frozen=True)
 class BudgetConfig:
     "Room for written values, in tokens."
-    string: int = 16
-    number: int = 12
-    array: int = 32
-    json: int = 48
+    string: int = 16       # strings, and whatever has no room of its own
+    number: int = 12       # integers and numbers
+    array: int = 32        # lists
+    json: int = 48         # any JSON
     min_tokens: int = 4    # floor of a dynamic budget
     extra_tokens: int = 3  # slack beyond the value's own tokens
     max_tokens: int = 64   # ceiling
 
+# %% ../nbs/02_scaffold.ipynb #493bf569
 def mask_budget(
     kind: str,                              # kind of slot
     config: BudgetConfig = BudgetConfig(),
@@ -85,10 +88,12 @@ def mask_budget(
     return {"integer": config.number, "number": config.number, "array": config.array, "json": config.json}.get(kind, config.string)
 
 def dynamic_budget(
-    n_tokens: int,   # tokens of the value
-    min_tokens: int = 4, extra_tokens: int = 3, max_tokens: int = 64,
-) -> int:
-    "Room by data: the value's tokens and `extra_tokens` more, within `min_tokens` and `max_tokens`."
+    n_tokens: int,          # tokens of the value
+    min_tokens: int = 4,    # least room
+    extra_tokens: int = 3,  # beyond the value
+    max_tokens: int = 64,   # most room
+) -> int:                   # tokens
+    "Room by data: the value's tokens and a few more, within a floor and a ceiling."
     return max(min_tokens, min(n_tokens + extra_tokens, max_tokens))
 
 # %% ../nbs/02_scaffold.ipynb #da8e9c29
@@ -106,11 +111,13 @@ def walk(schema: dict, call: int, path: tuple = (), required: bool = True, budge
     for key, child in schema.get("properties", {}).items():
         child = child if isinstance(child, dict) else {}
         here, need = (*path, key), required and key in schema.get("required", [])
-        if child.get("type") == "object" and child.get("properties") and "enum" not in child: yield from walk(child, call, here, need, budgets)
+        if child.get("type") == "object" and child.get("properties") and "enum" not in child:
+            yield from walk(child, call, here, need, budgets)
         else:
             kind = slot_kind(child)
             yield FieldSegment(call, here, kind, child, need, slot_options(child), mask_budget(kind, budgets))
 
+# %% ../nbs/02_scaffold.ipynb #a16ba95a
 def build_schema_template(
     tools,                                   # a tool, or a list with the tool of each call (anything `as_tool` takes)
     budgets: BudgetConfig = BudgetConfig(),  # room for written values
@@ -125,7 +132,24 @@ class Absent:
     "The value of a slot that is left out."
     def __repr__(self): return "ABSENT"
     def __bool__(self): return False
+
 ABSENT = Absent()
+
+@patch
+def values(self: SchemaTemplate, calls: list[dict]) -> list:
+    "One value per slot from gold calls in the template's order, `ABSENT` where the call leaves it out."
+    def get(node, path):
+        for key in path:
+            if not isinstance(node, dict) or key not in node: return ABSENT
+            node = node[key]
+        return node
+    return [get(calls[s.call]["arguments"], s.path) for s in self.segments]
+
+# %% ../nbs/02_scaffold.ipynb #01b7d2ec
+def required_objects(schema: dict) -> dict:
+    "The empty tree of an object schema: its required objects, and theirs."
+    inner = {k: v for k, v in schema.get("properties", {}).items() if k in schema.get("required", []) and isinstance(v, dict)}
+    return {k: required_objects(v) for k, v in inner.items() if v.get("type") == "object" and v.get("properties") and "enum" not in v}
 
 @patch
 def assemble(self: SchemaTemplate, values: list) -> list[dict]:
@@ -139,21 +163,6 @@ def assemble(self: SchemaTemplate, values: list) -> list[dict]:
             node = node.setdefault(key, required_objects(schema))
         node[segment.path[-1]] = value
     return calls
-
-def required_objects(schema: dict) -> dict:
-    "The empty tree of an object schema: its required objects, and theirs."
-    inner = {k: v for k, v in schema.get("properties", {}).items() if k in schema.get("required", []) and isinstance(v, dict)}
-    return {k: required_objects(v) for k, v in inner.items() if v.get("type") == "object" and v.get("properties") and "enum" not in v}
-
-@patch
-def values(self: SchemaTemplate, calls: list[dict]) -> list:
-    "One value per slot from gold calls in the template's order, `ABSENT` where the call leaves it out."
-    def get(node, path):
-        for key in path:
-            if not isinstance(node, dict) or key not in node: return ABSENT
-            node = node[key]
-        return node
-    return [get(calls[s.call]["arguments"], s.path) for s in self.segments]
 
 # %% ../nbs/02_scaffold.ipynb #e81753c9
 @patch
@@ -176,9 +185,19 @@ def needed(self: SchemaTemplate, segment: FieldSegment, filled: set) -> bool:
 
 # %% ../nbs/02_scaffold.ipynb #6d63f995
 _NUMERAL = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+−]?\.\d+")
-_SCALE = {"k": 1e3, "thousand": 1e3, "m": 1e6, "mn": 1e6, "million": 1e6, "bn": 1e9, "billion": 1e9, "trillion": 1e12, "dozen": 12}
 _WORDS = {"half a dozen": "6", "a dozen": "12", "a couple": "2", "dozen": "12", "couple": "2", "half": "0.5", "once": "1", "twice": "2"}
 _EVERYDAY = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b")
+
+@lru_cache(4096)
+def words_to_digits(text: str) -> str:
+    "Number words as digits, by text2num; a few everyday ones that it leaves alone come before it."
+    from text_to_num import alpha2digit
+    out = alpha2digit(text.lower().replace("-", " "), "en", threshold=0)
+    if not _NUMERAL.search(out): out = _EVERYDAY.sub(lambda m: _WORDS[m.group()], out)
+    return re.sub(r"\b(?:minus|negative)\s+(?=\d)", "-", out)
+
+# %% ../nbs/02_scaffold.ipynb #71813ef2
+_SCALE = {"k": 1e3, "thousand": 1e3, "m": 1e6, "mn": 1e6, "million": 1e6, "bn": 1e9, "billion": 1e9, "trillion": 1e12, "dozen": 12}
 
 def cast_number(
     text: str,   # digits or number words, with or without a unit
@@ -194,14 +213,6 @@ def cast_number(
     value = round(value, 9)
     if math.isinf(value): return None   # JSON has no such number
     return int(value) if value.is_integer() and abs(value) < 1e15 else value
-
-@lru_cache(4096)
-def words_to_digits(text: str) -> str:
-    "Number words as digits, by text2num; a few everyday ones that it leaves alone come before it."
-    from text_to_num import alpha2digit
-    out = alpha2digit(text.lower().replace("-", " "), "en", threshold=0)
-    if not _NUMERAL.search(out): out = _EVERYDAY.sub(lambda m: _WORDS[m.group()], out)
-    return re.sub(r"\b(?:minus|negative)\s+(?=\d)", "-", out)
 
 # %% ../nbs/02_scaffold.ipynb #9f492540
 INVALID = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()
@@ -239,6 +250,7 @@ def cast_date(text: str, schema: dict):
     except (ValueError, OverflowError): return text
     return first.strftime(date_form(schema)) if first.date() == second.date() else text   # both agree only on a full date
 
+# %% ../nbs/02_scaffold.ipynb #1e1118b1
 def cast_integer(text: str, schema: dict):
     "A whole number from digits or words."
     value = cast_number(text)
@@ -249,7 +261,6 @@ def cast_float(text: str, schema: dict):
     value = cast_number(text)
     return INVALID if value is None else value
 
-# %% ../nbs/02_scaffold.ipynb #1e1118b1
 def cast_option(text: str, schema: dict):
     "The option that a text names, letter case and spelling of gaps aside."
     def plain(x): return re.sub(r"[\s_\-]+", " ", str(x)).strip().lower()
@@ -262,6 +273,7 @@ def cast_boolean(text: str, schema: dict):
     "True and false, and the words people say for them."
     return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(text.strip(" .!").lower(), INVALID)
 
+# %% ../nbs/02_scaffold.ipynb #d80d3d8a
 def read_json(text: str):
     "A JSON value; a ValueError for what is no JSON."
     value = json.loads(text)
@@ -273,8 +285,12 @@ def cast_json(text: str, schema: dict):
     try: return read_json(text)
     except ValueError: return text or INVALID
 
-# %% ../nbs/02_scaffold.ipynb #d80d3d8a
+# %% ../nbs/02_scaffold.ipynb #e9ff29c9
 _SPLIT = re.compile(r"\s*(?:,|;)\s*(?:and\b|or\b|&)?\s*|\s+(?:and|or|&)\s+", re.I)
+
+def thousands(text: str) -> str:
+    "The text without the commas inside numbers such as 1,200."
+    return re.sub(r"(?<![\d,])(\d{1,3})((?:,\d{3})+)(?![\d,])", lambda m: m.group(0).replace(",", ""), text)
 
 def cast_array(text: str, schema: dict):
     "A list: JSON, or items split at commas and `and`, each cast by itself."
@@ -283,10 +299,6 @@ def cast_array(text: str, schema: dict):
         except ValueError: text = text.strip("[]")
     items = [cast(part, schema["items"]) for part in _SPLIT.split(thousands(text)) if part.strip()]
     return INVALID if not items or INVALID in items else items
-
-def thousands(text: str) -> str:
-    "The text without the commas inside numbers such as 1,200."
-    return re.sub(r"(?<![\d,])(\d{1,3})((?:,\d{3})+)(?![\d,])", lambda m: m.group(0).replace(",", ""), text)
 
 _CASTS = dict(string=cast_string, integer=cast_integer, number=cast_float, boolean=cast_boolean, enum=cast_option,
               null=lambda text, schema: None, array=cast_array, json=cast_json)
@@ -300,11 +312,6 @@ def cast(
     return value if value is not INVALID and fits(value, schema) else INVALID
 
 # %% ../nbs/02_scaffold.ipynb #fc932c7a
-_NUMBER_WORD = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
-                "twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion half dozen couple once twice minus negative").split()
-_SPOKEN = re.compile(rf"(?:[-+−]?\d[\d,]*(?:\.\d+)?|\b(?:{'|'.join(_NUMBER_WORD)})\b)"
-                     rf"(?:[\s-]*(?:\b(?:{'|'.join(_NUMBER_WORD)}|and|point|a|k|mn?|bn)\b|(?<=[\s-])\d[\d,]*(?:\.\d+)?))*", re.I)
-
 def same(a, b) -> bool:
     "Equality of values under BFCL's string normalisation (case, spaces and light punctuation aside)."
     if isinstance(a, str) and isinstance(b, str): return plain_text(a) == plain_text(b)
@@ -323,14 +330,26 @@ def find_string(value: str, text: str) -> list[tuple[int, int]]:
     found = [m.span() for m in re.finditer(pattern, text)]
     return found or [m.span() for m in re.finditer(pattern, text, re.I)]
 
-# %% ../nbs/02_scaffold.ipynb #c45615f4
+# %% ../nbs/02_scaffold.ipynb #f7d3b44c
+_NUMBER_WORD = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+                "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion half dozen "
+                "couple once twice minus negative").split()
+_SPOKEN = re.compile(rf"(?:[-+−]?\d[\d,]*(?:\.\d+)?|\b(?:{'|'.join(_NUMBER_WORD)})\b)"
+                     rf"(?:[\s-]*(?:\b(?:{'|'.join(_NUMBER_WORD)}|and|point|a|k|mn?|bn)\b|(?<=[\s-])\d[\d,]*(?:\.\d+)?))*", re.I)
+
 def find_number(value, text: str) -> list[tuple[int, int]]:
     "Character spans of numerals and number words that say a number; each is cut down to what still says it."
     found = []
     for m in _SPOKEN.finditer(text):
-        spans = [m.span()] + [(m.start() + a.start(), m.start() + a.end()) for a in re.finditer(r"[\d.,]*\d|[a-z]+(?:-[a-z]+)*", m.group(), re.I)]
+        parts = re.finditer(r"[\d.,]*\d|[a-z]+(?:-[a-z]+)*", m.group(), re.I)
+        spans = [m.span()] + [(m.start() + a.start(), m.start() + a.end()) for a in parts]
         found += [s for s in spans if (said := cast_number(text[slice(*s)])) is not None and said == value][:1]
     return found
+
+# %% ../nbs/02_scaffold.ipynb #cdfd45b2
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
+_DATE = re.compile(rf"\b(?:{_MONTH} {_DAY},? \d{{4}}|{_DAY}(?: of)? {_MONTH},? \d{{4}}|\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}})\b", re.I)
 
 def find_list(value: list, schema: dict, text: str) -> list[tuple[int, int]]:
     "The span from the first item of a list to the last, where its cast gives the list."
@@ -346,10 +365,6 @@ def find_value(value, schema: dict, text: str) -> list[tuple[int, int]]:
     if not found and isinstance(value, str) and date_form(schema): found = [m.span() for m in _DATE.finditer(text)]
     return [s for s in found if same(cast(text[slice(*s)], schema), value)]
 
-_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
-_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
-_DATE = re.compile(rf"\b(?:{_MONTH} {_DAY},? \d{{4}}|{_DAY}(?: of)? {_MONTH},? \d{{4}}|\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}})\b", re.I)
-
 # %% ../nbs/02_scaffold.ipynb #322cdee7
 def clip(text: str, limit: int) -> str:
     "One line of at most `limit` characters, control characters out."
@@ -364,9 +379,11 @@ def type_words(segment: FieldSegment) -> str:
     "A slot's type and whether it is required, in words."
     kind = "" if segment.kind in ("enum", "boolean") and segment.options else segment.kind
     if segment.kind == "array": kind = f"list of {slot_kind(segment.schema['items'])}"
-    if segment.kind == "array" and "enum" in segment.schema["items"]: kind = "list of " + ", ".join(map(spell, segment.schema["items"]["enum"][:MAX_OPTIONS]))
+    if segment.kind == "array" and "enum" in segment.schema["items"]:
+        kind = "list of " + ", ".join(map(spell, segment.schema["items"]["enum"][:MAX_OPTIONS]))
     return ", ".join(w for w in (kind, "required" if segment.required else "") if w)
 
+# %% ../nbs/02_scaffold.ipynb #e45f89d4
 def parameter_line(segment: FieldSegment) -> tuple[str, list[tuple[int, int]]]:
     "The prompt's line about a slot, and where each option stands in it."
     line, spans = f"- {clip(segment.name, 80)} (", []
@@ -380,35 +397,13 @@ def parameter_line(segment: FieldSegment) -> tuple[str, list[tuple[int, int]]]:
     about = clip(segment.schema.get("description", ""), 200)
     return line + (f": {about}" if about else ""), spans
 
-# %% ../nbs/02_scaffold.ipynb #e45f89d4
-@dataclass
-class Prompt:
-    "A template and a request, tokenised: what the base reads."
-    ids: list                 # all token ids, frame and elided scaffold included
-    start: int                # index of the first body token in `ids`
-    offsets: list             # character span in `body` of each body token
-    body: str                 # tool lines and request
-    request: tuple            # character span of the request within `body`
-    rows: list                # index in `ids` of the token that opens each slot
-    options: list             # per slot, the body-token span (first, last) of each option
-    template: SchemaTemplate
-
-    def text(self, first: int, last: int) -> str:
-        "The characters of body tokens first..last, without blanks around them."
-        return self.body[self.offsets[first][0] : self.offsets[last][1]].strip()
-
+# %% ../nbs/02_scaffold.ipynb #20466434
 def turns_text(messages: list[dict]) -> str:
     "A conversation as plain text; a single user turn stands alone."
     spoken = [m for m in messages if m.get("role") != "system" and m.get("content")]
     if len(spoken) == 1: return "Request: " + spoken[0]["content"].strip()
     return "\n".join(f"{m['role']}: {m['content'].strip()}" for m in spoken)
 
-def token_span(offsets: list, a: int, b: int) -> tuple[int, int] | None:
-    "First and last token that a character span touches (blanks at a token's front aside)."
-    inside = [i for i, (s, e) in enumerate(offsets) if s < b and e > a and e > s]
-    return (inside[0], inside[-1]) if inside else None
-
-# %% ../nbs/02_scaffold.ipynb #46a76b3f
 def body_text(template: SchemaTemplate, messages: list[dict]) -> tuple[str, list, tuple]:
     "The prompt's body, the character spans of every slot's options, and that of the request."
     text, spans_of = "", {}   # a tool that is called twice is described once
@@ -425,6 +420,7 @@ def body_text(template: SchemaTemplate, messages: list[dict]) -> tuple[str, list
     text += "\n" + turns_text(messages)
     return text, options, (start, len(text))
 
+# %% ../nbs/02_scaffold.ipynb #1752dda2
 OPEN = dict(string='"', enum='"', integer="", number="", boolean="", null="", array="[", json="")
 SHUT = dict(string='"', enum='"', integer="", number="", boolean="", null="", array="]", json="")
 
@@ -439,6 +435,28 @@ def scaffold_pieces(template: SchemaTemplate) -> list[str]:
             text = "..." + SHUT[s.kind]
         text += "}}"
     return pieces + [text]
+
+# %% ../nbs/02_scaffold.ipynb #857facbb
+@dataclass
+class Prompt:
+    "A template and a request, tokenised: what the base reads."
+    ids: list                 # all token ids, frame and elided scaffold included
+    start: int                # index of the first body token in `ids`
+    offsets: list             # character span in `body` of each body token
+    body: str                 # tool lines and request
+    request: tuple            # character span of the request within `body`
+    rows: list                # index in `ids` of the token that opens each slot
+    options: list             # per slot, the body-token span (first, last) of each option
+    template: SchemaTemplate
+
+    def text(self, first: int, last: int) -> str:
+        "The characters of body tokens first..last, without blanks around them."
+        return self.body[self.offsets[first][0] : self.offsets[last][1]].strip()
+
+def token_span(offsets: list, a: int, b: int) -> tuple[int, int] | None:
+    "First and last token that a character span touches (blanks at a token's front aside)."
+    inside = [i for i, (s, e) in enumerate(offsets) if s < b and e > a and e > s]
+    return (inside[0], inside[-1]) if inside else None
 
 # %% ../nbs/02_scaffold.ipynb #74bbd1c0
 def encode_prompt(
@@ -485,6 +503,7 @@ def read_back(text: str, segment: FieldSegment):
     except ValueError: return cast(text, segment.schema)
     return value if fits(value, segment.schema) else cast(text, segment.schema)
 
+# %% ../nbs/02_scaffold.ipynb #53ff2539
 def slot_label(base: Base, prompt: Prompt, i: int, value, span: tuple | None = None) -> SlotLabel:
     "The plan for one slot and its gold value; `span` is its known character span in the body."
     segment = prompt.template.segments[i]
@@ -502,6 +521,11 @@ def slot_label(base: Base, prompt: Prompt, i: int, value, span: tuple | None = N
     return SlotLabel(3, tokens=tokens)
 
 # %% ../nbs/02_scaffold.ipynb #91bb8788
+def pad_labels(tokens: list[int], budget: int, null_id: int) -> list[int]:
+    "Token labels of a written slot: the value's tokens, then `<NULL>` for the room that is not used."
+    return tokens[:budget] + [null_id] * (budget - len(tokens))
+
+# %% ../nbs/02_scaffold.ipynb #a15060a6
 def encode_labels(
     base: Base,
     prompt: Prompt,
@@ -524,10 +548,6 @@ def label_value(base: Base, prompt: Prompt, i: int, label: SlotLabel):
     if label.plan == 2: return segment.options[label.option]
     return read_back(base.tokenizer.decode(label.tokens), segment)
 
-def pad_labels(tokens: list[int], budget: int, null_id: int) -> list[int]:
-    "Token labels of a written slot: the value's tokens, then `<NULL>` for the room that is not used."
-    return tokens[:budget] + [null_id] * (budget - len(tokens))
-
 # %% ../nbs/02_scaffold.ipynb #2b3c6825
 def fallback_value(schema: dict):
     "A small value that validates: the default, the first option, or the least the type allows."
@@ -536,7 +556,8 @@ def fallback_value(schema: dict):
     if schema.get("enum"): return schema["enum"][0]
     kind = schema.get("type")
     kind = kind[0] if isinstance(kind, list) else kind
-    low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1 if "exclusiveMinimum" in schema else min(0, schema.get("maximum", 0)))
+    low = schema["exclusiveMinimum"] + 1 if "exclusiveMinimum" in schema else min(0, schema.get("maximum", 0))
+    low = schema.get("minimum", low)
     if kind == "object": return {k: fallback_value(schema.get("properties", {}).get(k, {})) for k in schema.get("required", [])}
     if kind == "array": return [fallback_value(schema.get("items", {}))] * schema.get("minItems", 0)
     if kind == "string": return "x" * schema.get("minLength", 0)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'DIALECT', 'SmoldiffError', 'ToolError', 'no_parameters', 'Tool', 'type_name', 'normalise_type', 'pointer',
-           'map_schemas', 'look_up', 'inline_refs', 'drop_null', 'fix_type', 'fix_enum', 'fix_object',
+           'map_schemas', 'look_up', 'inline_refs', 'drop_null', 'fix_type', 'fix_object', 'fix_enum',
            'normalise_schema', 'one_line', 'schema_validator', 'root_schema', 'make_tool', 'tool_from_dict',
            'tool_from_function', 'tool_from_model', 'as_tool', 'as_tools', 'read_tools', 'validate_arguments']
 
@@ -173,16 +173,6 @@ def fix_type(schema: dict, at: str) -> None:
     if "enum" in schema and not (isinstance(schema["enum"], list) and schema["enum"]):
         raise ToolError(f"{at}/enum: must be a list with at least one value, found {schema['enum']!r}")
 
-_PYTHON = {"array": list, "object": dict, "string": str, "boolean": bool, "null": type(None), "integer": int, "number": (int, float)}
-
-def fix_enum(schema: dict) -> None:
-    "Mend in place an enum that no value of the type can meet: on an array it means the items, elsewhere the enum stands and the type goes."
-    kind, options = schema.get("type"), schema.get("enum")
-    if not options or not isinstance(kind, str) or any(isinstance(o, _PYTHON[kind]) for o in options): return
-    if kind != "array": del schema["type"]; return
-    schema["items"] = {**(schema["items"] if isinstance(schema.get("items"), dict) else {}), "enum": schema.pop("enum")}
-    fix_enum(schema["items"])
-
 def fix_object(schema: dict, at: str) -> None:
     "Complete and check `required` in place; parameters that may be left out lose their null option."
     required = schema["required"] = schema.get("required") or []
@@ -193,6 +183,17 @@ def fix_object(schema: dict, at: str) -> None:
         if not isinstance(name, str) or name not in schema["properties"]:
             raise ToolError(f"{at}/required: {name!r} is not among the properties")
     schema["properties"] = {n: s if n in required or isinstance(s, bool) else drop_null(s) for n, s in schema["properties"].items()}
+
+# %% ../nbs/00_tools.ipynb #b67c2611
+_PYTHON = {"array": list, "object": dict, "string": str, "boolean": bool, "null": type(None), "integer": int, "number": (int, float)}
+
+def fix_enum(schema: dict) -> None:
+    "Mend in place an enum that no value of the type can meet: on an array it means the items, elsewhere the enum stands and the type goes."
+    kind, options = schema.get("type"), schema.get("enum")
+    if not options or not isinstance(kind, str) or any(isinstance(o, _PYTHON[kind]) for o in options): return
+    if kind != "array": del schema["type"]; return
+    schema["items"] = {**(schema["items"] if isinstance(schema.get("items"), dict) else {}), "enum": schema.pop("enum")}
+    fix_enum(schema["items"])
 
 # %% ../nbs/00_tools.ipynb #9a7447c5
 def _normalise(schema, at: str):
@@ -247,6 +248,7 @@ def root_schema(schema) -> dict:
     fix_object(out, "")
     return out
 
+# %% ../nbs/00_tools.ipynb #d13f3c4a
 def make_tool(
     name: str,  # Any non-empty string
     description: str|None,  # What it does

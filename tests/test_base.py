@@ -10,9 +10,8 @@ import torch
 import smoldiff.base as base_module
 from smoldiff.base import BaseError, cache_dir, embedded_folder, fetch_wheel, load_base, sha256
 from smoldiff.data import length_batches
-from smoldiff.head import collate, read_features
+from smoldiff.head import collate, make_example, read_features
 from smoldiff.scaffold import build_schema_template, encode_labels, encode_prompt, pad_labels
-from smoldiff.head import make_example
 from smoldiff.training import Run, TrainConfig, filling_loss, train
 
 GGUF, MEMBER = b"weights of a model", "toy/model.gguf"
@@ -209,7 +208,8 @@ def test_what_stands_in_the_padding_does_not_matter(base):
     for filler in (0, 1234):
         ids = torch.tensor([short.ids + [filler] * (len(long.ids) - len(short.ids)), long.ids])
         reading = base.read(ids, torch.tensor([short.rows, long.rows]), (1, base.n_layers))
-        seen.append((reading.hidden_BTF[0, :len(short.ids)], reading.rows_BRF[0], reading.pair_BRTP[0, :, :len(short.ids)], reading.logits_BRV[0]))
+        n = len(short.ids)
+        seen.append((reading.hidden_BTF[0, :n], reading.rows_BRF[0], reading.pair_BRTP[0, :, :n], reading.logits_BRV[0]))
     assert all(torch.equal(a, b) for a, b in zip(*seen))
 
 

@@ -135,7 +135,8 @@ def test_missing_head(run, tmp_path, toy_folder, toy_head):
 
 
 def test_head_for_another_base(run, toy_folder, head_folder):
-    refused(run("call", ASK, "--tools", TOOLS, "--head", head_folder, "--base", toy_folder), "was made for SmolLM2-135M-Instruct", toy_folder)
+    result = run("call", ASK, "--tools", TOOLS, "--head", head_folder, "--base", toy_folder)
+    refused(result, "was made for SmolLM2-135M-Instruct", toy_folder)
 
 
 def test_corrupted_head(run, tmp_path, toy_head, toy_folder):
@@ -287,7 +288,8 @@ def test_eval_of_records(run, toy_flags, tmp_path):
 
 def test_eval_of_bfcl_categories(run, toy_flags, tmp_path):
     out = tmp_path / "p.jsonl"
-    scores = only_json(run("eval", "--bfcl", "simple_python,multiple", "--oracle-name", "--limit", 2, "--predictions", out, *toy_flags, "--json"))
+    argv = ["--oracle-name", "--limit", 2, "--predictions", out, *toy_flags, "--json"]
+    scores = only_json(run("eval", "--bfcl", "simple_python,multiple", *argv))
     assert set(scores) == {"simple_python", "multiple"}
     for part in scores.values():
         check_scores(part, 2)

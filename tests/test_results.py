@@ -19,7 +19,8 @@ def test_readme_shows_the_results_files():
 @pytest.mark.parametrize("name", ["bfcl", "bfcl-auto", "validation"])
 def test_results_belong_to_the_shipped_head(name):
     about = json.loads((ROOT / "results" / f"{name}.json").read_text())["about"]
-    assert about["head"] == read_config(Path(str(SHIPPED)))["sha256"], f"results/{name}.json was measured with another head: run `make results`"
+    shipped = read_config(Path(str(SHIPPED)))["sha256"]
+    assert about["head"] == shipped, f"results/{name}.json was measured with another head: run `make results`"
 
 
 def test_every_call_that_was_measured_is_valid():

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from smoldiff.base import load_base
 from smoldiff.data import expand_bank, length_batches, read_bank
 from smoldiff.head import collate
 from smoldiff.noise import NoiseConfig
@@ -68,7 +66,8 @@ def test_training_leaves_the_generator_of_torch_alone(make_run):
 
 @pytest.mark.parametrize("options", [{}, {"variant": "token"}, {"encoder": "residual_mlp", "step_embedding": True}], ids=str)
 def test_every_kind_of_head_learns(make_run, options):
-    run = make_run(replace(CONFIG, epochs=1 if options.get("variant") == "token" else 6), **options)  # vocabulary logits everywhere are slow
+    epochs = 1 if options.get("variant") == "token" else 6  # logits over the vocabulary at every token are slow
+    run = make_run(replace(CONFIG, epochs=epochs), **options)
     history = train(run, progress=False)
     assert history.loss.tail(3).mean() < history.loss.head(3).mean()
 
@@ -126,9 +125,9 @@ RECIPE = Recipe(records=48, examples=40, valid_records=24, max_tokens=320, seed=
                 train=replace(CONFIG, evaluations=1, epochs=3, checkpoint_minutes=0.))
 SESSION = """
 import sys, time
-from dataclasses import replace
 sys.path.insert(0, {tests!r})
-from test_training import RECIPE, load_base, train_head
+from smoldiff.base import load_base
+from test_training import RECIPE, train_head
 import smoldiff.training as training
 whole = training.save_checkpoint
 def save(*args):
@@ -174,7 +173,8 @@ def test_out_of_time_and_resumed_with_accumulation(toy, tmp_path):
     assert not first["finished"] and first["steps"] == 1 < first["of"] and not (tmp_path / "head").exists()
     last = train_head(toy, recipe, tmp_path / "head", None, tmp_path / "work", progress=False)
     assert last["finished"] and last["steps"] == first["of"]
-    assert {"head.safetensors", "config.json", "config.yaml", "metrics.json", "history.csv"} <= {p.name for p in (tmp_path / "head").iterdir()}
+    files = {"head.safetensors", "config.json", "config.yaml", "metrics.json", "history.csv"}
+    assert files <= {p.name for p in (tmp_path / "head").iterdir()}
 
 
 # Two processes
@@ -192,10 +192,10 @@ model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(.1), torch.n
 data = torch.randn(14, 4, generator=torch.Generator().manual_seed(0))
 seen = []
 
-class Mine:  # the loss calls the model itself, as a head's loss does; its last layer has a gradient in one process only
-    def loss(self, x, generator):
-        y = model[:3](x)
-        return {{"loss": (y - x.sum(1, keepdim=True)).square().mean() + (model[3](y).mean() if len(seen) % 3 == state.process_index else 0)}}
+def loss(x, generator):  # calls the model itself, as a head's loss does; the last layer has a gradient in one process only
+    y = model[:3](x)
+    extra = model[3](y).mean() if len(seen) % 3 == state.process_index else 0
+    return {{"loss": (y - x.sum(1, keepdim=True)).square().mean() + extra}}
 
 def collate(i):
     seen.append(i)
@@ -203,10 +203,11 @@ def collate(i):
 
 config = TrainConfig(epochs=3, lr=1e-2, evaluations=2, checkpoint_minutes=0., seed=1)
 folder, limit = {folder!r}, {limit!r}
-run = Run(model, Mine().loss, lambda g: torch.randperm(7, generator=g).tolist(), collate, config, lambda: {{"size": 1.}}, folder, limit)
+run = Run(model, loss, lambda g: torch.randperm(7, generator=g).tolist(), collate, config, lambda: {{"size": 1.}}, folder, limit)
 history = train(run, progress=False)
 assert state.num_processes == 2
-save_file(dict(model.state_dict(), seen=torch.tensor(seen), steps=torch.tensor(len(history))), {out!r} + f"/{{state.process_index}}.safetensors")
+held = dict(model.state_dict(), seen=torch.tensor(seen), steps=torch.tensor(len(history)))
+save_file(held, {out!r} + f"/{{state.process_index}}.safetensors")
 """
 
 
