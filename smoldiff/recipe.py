@@ -4,7 +4,7 @@
 
 # %% ../nbs/11_recipe.ipynb #c71d3b68
 from __future__ import annotations
-import json, time
+import hashlib, json, time
 from dataclasses import dataclass, field, asdict
 from pathlib import Path
 import torch
@@ -21,8 +21,8 @@ from .evaluation import evaluate
 
 # %% auto #0
 __all__ = ['CARD', 'Recipe', 'save_recipe', 'load_recipe', 'recipe_records', 'recipe_cache', 'slot_rows', 'validate', 'summary',
-           'recipe_run', 'data_facts', 'right_by', 'pd_counts', 'write_card', 'finish', 'train_head', 'predictor',
-           'evaluate_model']
+           'recipe_run', 'data_facts', 'right_by', 'pd_counts', 'write_card', 'finish', 'run_key', 'train_head',
+           'predictor', 'evaluate_model']
 
 # %% ../nbs/11_recipe.ipynb #5b4bb48c
 @dataclass
@@ -193,6 +193,10 @@ def finish(base: Base, head, recipe: Recipe, out: Path, learn, valid, history, m
     return metrics
 
 # %% ../nbs/11_recipe.ipynb #9ccd4e2b
+def run_key(recipe: Recipe, learn: FeatureCache) -> str:
+    "Eight hex digits of recipe, base and data: another run never goes on from this one's checkpoints."
+    return hashlib.sha256(json.dumps([asdict(recipe), learn.folder.name], sort_keys=True).encode()).hexdigest()[:8]
+
 def train_head(
     base: Base,
     recipe: Recipe,
@@ -205,7 +209,7 @@ def train_head(
     "Train a head by a recipe, resuming what an earlier call began; writes head, `config.yaml`, `metrics.json`, `history.csv`."
     work, out = Path(work or cache_dir()/"runs"/Path(out).name), Path(out)
     learn, valid = (recipe_cache(recipe, base, data, work, split, progress) for split in ("train", "valid"))
-    run, start = recipe_run(recipe, base, learn, valid, work/"checkpoints", minutes), time.perf_counter()
+    run, start = recipe_run(recipe, base, learn, valid, work/f"checkpoints-{run_key(recipe, learn)}", minutes), time.perf_counter()
     history, total = train(run, progress), len(run.step_batches())
     if len(history) < total: return dict(finished=False, steps=len(history), of=total)
     return finish(base, run.model, recipe, out, learn, valid, history, (time.perf_counter() - start) / 60)
