@@ -223,7 +223,7 @@ def run_demo(args):
     "`smoldiff demo`: a call, step by step."
     from rich.console import Console
     from smoldiff.agent import FunctionCallGenerator, GenerationConfig
-    out = Console()
+    out = console() if args.json else Console()
     model = load(args)
     tool = "book_table(restaurant, city, people, date, time, terrace?)"
     out.print(f"[bold]{model}[/]\nrequest: [italic]{DEMO}[/]\ntool:    {tool}\n", highlight=False)
