@@ -56,6 +56,7 @@ def read_config(folder: Path) -> dict:
     if not (folder/"config.json").exists(): raise HeadError(f"no head in {folder} (no config.json)")
     try: config = json.loads((folder/"config.json").read_text())
     except ValueError as e: raise HeadError(f"{folder}/config.json is not JSON: {e}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("head"), dict): raise HeadError(f"{folder}/config.json describes no head")
     weights = folder/"head.safetensors"
     if not weights.exists(): raise HeadError(f"no head in {folder} (no head.safetensors)")
     if sha256(weights) != config.get("sha256"): raise HeadError(f"{weights} is damaged: its SHA-256 is not the one in config.json")
@@ -73,7 +74,8 @@ def from_pretrained(
     from safetensors.torch import load_file
     folder = Path(str(folder or SHIPPED))
     config = read_config(folder)
-    shape = HeadConfig(**config["head"])
+    try: shape = HeadConfig(**config["head"])
+    except TypeError as e: raise HeadError(f"{folder}/config.json is of another version: {e}") from None
     base = load_base(base, **options) if isinstance(base, str) else base
     if shape.base_fingerprint != base.fingerprint:
         made = f"made for {shape.base_name} ({shape.base_fingerprint}), not for {base.name} ({base.fingerprint})"
@@ -143,8 +145,11 @@ def as_messages(
 ) -> list[dict]:
     "A checked conversation; a `SmoldiffError` for an empty or malformed one."
     messages = [dict(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and m.get("role") for m in messages):
-        raise SmoldiffError("messages must be a list of objects with a role and content")
+    def fine(m): return isinstance(m, dict) and m.get("role") and isinstance(m.get("content") or "", str)
+    if not isinstance(messages, list) or not all(map(fine, messages)):
+        raise SmoldiffError("messages must be a list of objects with a role and a content text")
+    try: "".join(m.get("content") or "" for m in messages).encode()
+    except UnicodeEncodeError: raise SmoldiffError("the request is not valid Unicode") from None
     if not any((m.get("content") or "").strip() for m in messages if m["role"] == "user"): raise SmoldiffError("the request is empty")
     return messages
 

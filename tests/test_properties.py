@@ -69,7 +69,7 @@ def objects(draw, depth=2):
 
 @st.composite
 def values(draw, schema):
-    "A value of a schema; objects hold no empty optional objects, which no slot could stand for."
+    "A value of a schema; optional objects without a value anywhere in them are left out, since no slot could stand for them."
     if "enum" in schema: return draw(st.sampled_from(schema["enum"]))
     kind = schema["type"]
     if kind == "string":
@@ -89,8 +89,11 @@ def values(draw, schema):
     for name, child in schema["properties"].items():
         if name not in schema["required"] and draw(st.booleans()): continue
         value = draw(values(child))
-        if value or child["type"] != "object" or name in schema["required"]: found[name] = value
+        if name in schema["required"] or not hollow(value): found[name] = value
     return found
+
+
+def hollow(value): return isinstance(value, dict) and all(map(hollow, value.values()))
 
 
 @st.composite
