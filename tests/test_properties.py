@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from smoldiff.decoding import DecodingConfig, fill
 from smoldiff.noise import SCHEDULES, T_LAWS, mask_slots, sample_t
-from smoldiff.scaffold import (ABSENT, INVALID, PLANS, BudgetConfig, build_schema_template, cast, encode_labels, encode_prompt,
-                               fallback_value, find_value, fits, label_value, same)
+from smoldiff.scaffold import ABSENT, PLANS, BudgetConfig, build_schema_template, encode_labels, encode_prompt, label_value
 from smoldiff.tools import as_tool, validate_arguments
+from smoldiff.values import INVALID, cast, fallback_value, find_value, fits, same
 
 many = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -19,6 +19,7 @@ many = settings(max_examples=150, deadline=None, derandomize=True, suppress_heal
 
 SMALL = st.integers(-40, 400)
 HALVES = SMALL.map(lambda n: n / 2)  # numbers that survive every spelling
+STEP = {"integer": 1, "number": 0.5}
 LETTERS = st.text("abcdeXY é", min_size=1, max_size=6)
 NAMES = st.sampled_from("city people size when note tags unit limit address kind".split())
 
@@ -39,9 +40,24 @@ def scalars(draw):
                                  st.lists(SMALL, min_size=1, max_size=4, unique=True)))
         return {"type": "string" if isinstance(options[0], str) else "integer", "enum": options}
     if kind == "string": return {"type": kind, **draw(bounds("minLength", "maxLength", st.integers(0, 9)))}
-    if kind == "integer": return {"type": kind, **draw(bounds("minimum", "maximum", SMALL))}
-    if kind == "number": return {"type": kind, **draw(bounds("minimum", "maximum", HALVES))}
+    if kind in ("integer", "number"):
+        found = draw(bounds("minimum", "maximum", SMALL if kind == "integer" else HALVES))
+        if draw(st.booleans()):  # the same bounds, from outside
+            step = STEP[kind]
+            found = {("exclusiveMinimum" if k == "minimum" else "exclusiveMaximum"): v + (-step if k == "minimum" else step)
+                     for k, v in found.items()}
+        return {"type": kind, **found}
     return {"type": kind}
+
+
+def lowest(schema, default):
+    step = STEP[schema["type"]]
+    return schema.get("minimum", schema["exclusiveMinimum"] + step if "exclusiveMinimum" in schema else default)
+
+
+def highest(schema, default):
+    step = STEP[schema["type"]]
+    return schema.get("maximum", schema["exclusiveMaximum"] - step if "exclusiveMaximum" in schema else default)
 
 
 @st.composite
@@ -75,11 +91,10 @@ def values(draw, schema):
     if kind == "string":
         low, high = schema.get("minLength", 0), schema.get("maxLength", 30)
         return draw(st.text("abcdeXY é0123.-,'", min_size=low, max_size=max(low, high)))
-    if kind == "integer": return draw(st.integers(schema.get("minimum", -50 if schema.get("maximum", 0) >= -50 else schema["maximum"]),
-                                                  schema.get("maximum", max(500, schema.get("minimum", 0)))))
-    if kind == "number":
-        low = schema.get("minimum", min(-50, schema.get("maximum", 0)))
-        return draw(st.integers(math.ceil(2 * low), math.floor(2 * schema.get("maximum", max(500, low))))) / 2
+    if kind in ("integer", "number"):
+        low = lowest(schema, min(-50, highest(schema, 0)))
+        whole = draw(st.integers(round(low / STEP[kind]), round(highest(schema, max(500, low)) / STEP[kind])))
+        return whole * STEP[kind]
     if kind == "boolean": return draw(st.booleans())
     if kind == "null": return None
     if kind == "array":

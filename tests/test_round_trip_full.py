@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from smoldiff.data import data_files, expand_bank, read_bank, read_records
-from smoldiff.scaffold import PLANS, encode_labels, label_value, same
+from smoldiff.scaffold import PLANS, encode_labels, label_value
+from smoldiff.values import same
 from smoldiff.tools import SmoldiffError
 from smoldiff.training import record_prompt
 
