@@ -9,7 +9,7 @@ SETUP := settings.ini setup.py pyproject.toml constraints.txt
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lab docs sync notebooks head results clean
+.PHONY: help demo test fuzz lint lab docs sync notebooks head results clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: $(VENV)/.development  ## run every notebook's tests, then pytest
 	$(MAKE) --no-print-directory lint
 	$(BIN)/nbdev_test --n_workers 1 --timing
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.development  ## random schemas filled by random logits, a million (SMOLDIFF_FUZZ: another number): every call must validate
+	SMOLDIFF_FUZZ=$${SMOLDIFF_FUZZ:-1000000} $(BIN)/python -m pytest tests/test_valid.py
 
 lint: $(VENV)/.development  ## ruff: real errors in modules, a little more in tests and scripts
 	$(BIN)/ruff check -q smoldiff tests scripts setup.py

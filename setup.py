@@ -41,7 +41,7 @@ setup(
     packages=find_packages(include=[lib, f"{lib}.*"]),
     package_data={lib: package_data()},
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements")},
+    extras_require={"dev": lines("dev_requirements"), "ar": lines("ar_requirements")},
     entry_points={"console_scripts": [cfg["console_scripts"]], "nbdev": [f"{lib}={lib}._modidx:d"]},
     zip_safe=False,
 )

@@ -5,7 +5,7 @@
 # %% ../nbs/12_agent.ipynb #767be3af
 from __future__ import annotations
 import json, math, os, tempfile, time
-from dataclasses import dataclass, field, asdict
+from dataclasses import dataclass, field, fields, asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Callable
@@ -19,8 +19,8 @@ from .decoding import DecodingConfig, fill
 from .routing import route
 
 # %% auto #0
-__all__ = ['SHIPPED', 'HeadError', 'HybridSmolLM', 'read_config', 'from_pretrained', 'logit', 'calibrate', 'fit_calibration',
-           'GenerationConfig', 'Generation', 'as_messages', 'FunctionCallGenerator']
+__all__ = ['SHIPPED', 'ROLES', 'HeadError', 'HybridSmolLM', 'read_config', 'from_pretrained', 'logit', 'calibrate',
+           'fit_calibration', 'GenerationConfig', 'Generation', 'as_messages', 'FunctionCallGenerator']
 
 # %% ../nbs/12_agent.ipynb #b519ad11
 class HeadError(SmoldiffError):
@@ -129,12 +129,15 @@ class GenerationConfig:
     seed: int = 0                       # of what is drawn
     max_new_tokens: int = 256           # of talk
     call_threshold: float = 1e-8        # least probability of opening a call, for auto
+    autoregress: bool | None = None     # hand free-form objects to constrained autoregression; None: where XGrammar is installed
 
     def decoding(self) -> DecodingConfig:
         "The options of the S3 loop."
-        return DecodingConfig(self.steps, self.token_steps, self.topk_remask, self.threshold, self.remask, self.temperature, self.seed)
+        return DecodingConfig(**{f.name: getattr(self, f.name) for f in fields(DecodingConfig) if hasattr(self, f.name)})
 
 # %% ../nbs/12_agent.ipynb #c3f583e6
+ROLES = ("system", "user", "assistant", "tool")
+
 class Generation(dict):
     "The answer: `mode`, `text`, `tool_calls`, `tool_name`, `tool_call`, `fields`, `timing_ms`; its `trace` and `thought` are attributes."
     trace: list = ()
@@ -148,6 +151,8 @@ def as_messages(
     def fine(m): return isinstance(m, dict) and m.get("role") and isinstance(m.get("content") or "", str)
     if not isinstance(messages, list) or not all(map(fine, messages)):
         raise SmoldiffError("messages must be a list of objects with a role and a content text")
+    for m in messages:
+        if m["role"] not in ROLES: raise SmoldiffError(f"unknown role {m['role']!r}: use {', '.join(ROLES)}")
     try: "".join(m.get("content") or "" for m in messages).encode()
     except UnicodeEncodeError: raise SmoldiffError("the request is not valid Unicode") from None
     if not any((m.get("content") or "").strip() for m in messages if m["role"] == "user"): raise SmoldiffError("the request is empty")

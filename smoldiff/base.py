@@ -166,7 +166,7 @@ class Base:
         self.mask_id, self.null_id = self.vocab_size, self.vocab_size + 1
         self.n_layers, self.n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
         self.context = getattr(model.config, "max_position_embeddings", 2048)
-        self._frame = None
+        self._frame = self._fingerprint = None
 
     def __repr__(self):
         size = f"{self.n_layers} layers, width {self.hidden_size}, {self.vocab_size} tokens"
@@ -175,8 +175,11 @@ class Base:
 @patch(as_prop=True)
 def fingerprint(self: Base) -> str:
     "Twelve hex digits that tell bases apart: a hash of shape and of every 997th embedding row in bfloat16 (the same in any precision)."
-    rows = self.embedding.weight[::997].to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
-    return hashlib.sha256(f"{self.n_layers} {self.hidden_size} {self.vocab_size}".encode() + rows).hexdigest()[:12]
+    if self._fingerprint is None:
+        rows = self.embedding.weight[::997].to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+        shape = f"{self.n_layers} {self.hidden_size} {self.vocab_size}".encode()
+        self._fingerprint = hashlib.sha256(shape + rows).hexdigest()[:12]
+    return self._fingerprint
 
 # %% ../nbs/01_base.ipynb #72b54dc5
 def quantisation(device: torch.device) -> dict:
@@ -265,8 +268,9 @@ def read(
 # %% ../nbs/01_base.ipynb #34a125ec
 def safe_messages(base: Base, messages: list[dict]) -> list[dict]:
     "Messages whose text cannot be taken for the template's markers: special tokens inside it are broken by a zero-width space."
+    markers = {*base.tokenizer.all_special_tokens, *(t.content for t in base.tokenizer.added_tokens_decoder.values() if t.special)}
     def clean(text):
-        for token in base.tokenizer.all_special_tokens: text = text.replace(token, token[0] + "\u200b" + token[1:])
+        for token in sorted(markers, key=len, reverse=True): text = text.replace(token, token[0] + "\u200b" + token[1:])
         return text
     return [{**m, "content": clean(m.get("content") or "")} for m in messages]
 
@@ -283,9 +287,8 @@ def chat_ids(
     template = self.tokenizer.chat_template or ""
     switch = {"enable_thinking": think} if "enable_thinking" in template else {}
     if think and not switch: messages = [dict(role="system", content=THINK), *(m for m in messages if m["role"] != "system")]
-    if template:
-        messages = safe_messages(self, messages)
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
+    messages = safe_messages(self, messages)
+    if template: text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
     else: text = "\n".join(m["content"] for m in messages) + "\n"
     ids, _ = self.encode(text, markers=True)
     if len(ids) >= self.context: raise BaseError(f"the conversation has {len(ids)} tokens, the base reads at most {self.context}")

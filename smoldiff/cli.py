@@ -145,6 +145,7 @@ def run_call(args):
     if args.tool and not args.tools: raise SmoldiffError("--tool needs --tools")
     tools = read_tools(args.tools) if args.tools else {}
     if args.tool and args.tool not in tools: raise SmoldiffError(f"unknown tool {args.tool!r}: known are {', '.join(tools)}")
+    _ = [tools[args.tool]] if args.tool else list(tools.values())   # what is wrong with a tool is said before the model loads
     from smoldiff.agent import FunctionCallGenerator, GenerationConfig
     options = GenerationConfig(mode=args.mode or "auto", tool_name=args.tool, steps=args.steps)
     answer = FunctionCallGenerator(load(args)).generate_unified(args.request, tools, options)

@@ -104,7 +104,7 @@ def check_record(
     where = f"record {record.get('id')!r}"
     _check_turns(record, where)
     if not isinstance(record.get("tools"), list) or not record["tools"]: raise SmoldiffError(f"{where}: 'tools' must be a list of tools")
-    try: tools = as_tools(record["tools"])
+    try: tools = dict(as_tools(record["tools"]))   # each of them is read
     except ToolError as e: raise SmoldiffError(f"{where}: {e}") from None
     _check_calls(record.get("calls"), tools, where)
     return record
@@ -119,7 +119,7 @@ def check_form(
     if not isinstance(turns(record), list) or not all(isinstance(m, dict) for m in turns(record)):
         raise SmoldiffError(f"{where}: 'messages' must be a list of messages")
     if not isinstance(record.get("tools"), list): raise SmoldiffError(f"{where}: 'tools' must be a list of tools")
-    try: as_tools(record["tools"]) if record["tools"] else {}
+    try: dict(as_tools(record["tools"])) if record["tools"] else {}
     except ToolError as e: raise SmoldiffError(f"{where}: {e}") from None
     fine = lambda c: isinstance(c, dict) and isinstance(c.get("name"), str) and isinstance(c.get("arguments"), dict)
     if isinstance(calls, list) and all(map(fine, calls)): return record

@@ -4,18 +4,23 @@
 
 # %% ../nbs/10_decoding.ipynb #e60bc72e
 from __future__ import annotations
-import math, time
+import json, math, time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import islice
 import torch
 from fastcore.basics import patch
 from .tools import SmoldiffError
 from .base import Base
-from .values import INVALID, cast, fallback_value, fits
-from .scaffold import ABSENT, PLANS, Prompt, read_back
+from .values import INVALID, cast, fits, same, value_types
+from .automata import feasible_mass, ranked, score_options, token_automaton, viterbi
+from .scaffold import ABSENT, PLANS, Prompt, read_back, smallest_value, written
 from .head import LOW, Batch, SchemaDiffusionHead, State, collate, empty_state, make_example, read_features
+from .autoregressive import call_prompt_ids, constrained_json, require_xgrammar
 
 # %% auto #0
-__all__ = ['DecodingConfig', 'Guess', 'gumbel', 'Look', 'look', 'Denoiser', 'Filled', 'field_rows', 'fill', 'draw_trace']
+__all__ = ['ENOUGH', 'MORE', 'DecodingConfig', 'Guess', 'gumbel', 'Look', 'look', 'Denoiser', 'writable', 'Filled', 'field_rows',
+           'settled', 'fill', 'draw_trace']
 
 # %% ../nbs/10_decoding.ipynb #a54b25d4
 @dataclass
@@ -28,8 +33,8 @@ class DecodingConfig:
     remask: bool = True               # of two revealed slots of one call that copied overlapping words, the less sure is masked again
     temperature: float = 0.0          # Gumbel noise on plans and spans; 0 takes the best
     seed: int = 0                     # of that noise
-    starts: int = 12                  # first tokens considered for a copied span
-    ends: int = 4                     # last tokens considered for each
+    length_prior: float = 0.0         # nats per token for options that are scored by their tokens, which favours long ones
+    autoregress: bool | None = None   # hand free-form parts to constrained autoregression too; None: where XGrammar is installed
 
     def __post_init__(self):
         if self.steps < 1 or self.token_steps < 1: raise SmoldiffError("steps must be at least 1")
@@ -43,8 +48,10 @@ class Guess:
     plan: int                 # index into `PLANS`
     confidence: float         # probability of plan and value
     span: tuple = (-1, -1)    # body tokens (first, last) that the value comes from
-    source: str = ""          # copy, option, write, default, absent
+    source: str = ""          # copy, option, write, default, absent, autoregression
     tokens: list | None = None # token ids of a written value, NULL tail included
+    feasible: float = 1.      # share of the plan's probability that is on valid values
+    instead: object = None    # what to take if writing turns out less probable than that: a `Guess`
 
 # %% ../nbs/10_decoding.ipynb #b5621516
 def gumbel(logp: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
@@ -64,56 +71,78 @@ class Look:
     starts: torch.Tensor   # (S, K) the best first tokens
     config: DecodingConfig
     generator: torch.Generator
+    casts: dict            # (slot, first, last) -> value of a span, kept from look to look
 
 @torch.inference_mode()
-def look(head: SchemaDiffusionHead, prompt: Prompt, batch: Batch, state: State, config: DecodingConfig, generator: torch.Generator) -> Look:
-    "Run the head once; the best starts get their ends."
-    out = head(batch, state)
-    if out.plan_BSP is None: return Look(prompt, batch, out, None, None, config, generator)
-    starts = out.start_BST.topk(min(config.starts, out.start_BST.shape[-1]), -1).indices
-    return Look(prompt, batch, out, head.end_logp(batch, out, starts)[0], starts[0], config, generator)
+def look(head, prompt: Prompt, batch: Batch, state: State, config: DecodingConfig, generator: torch.Generator, casts: dict | None = None) -> Look:
+    "Run the head once; every start that has a chance gets its ends."
+    out, casts = head(batch, state), {} if casts is None else casts
+    if out.plan_BSP is None: return Look(prompt, batch, out, None, None, config, generator, casts)
+    chances = int((out.start_BST > math.log(1e-5)).sum(-1).max())
+    starts = out.start_BST.topk(max(1, chances), -1).indices
+    return Look(prompt, batch, out, head.end_logp(batch, out, starts)[0], starts[0], config, generator, casts)
 
 # %% ../nbs/10_decoding.ipynb #36e2bd80
+ENOUGH = 256   # spans that are looked at, and further ones until one is valid
+
+@patch
+def spans(self: Look, i: int):
+    "Yield (first, last, probability) of the spans of the body, the most probable first, or as drawn."
+    joint = (self.out.start_BST[0, i, self.starts[i]][:, None] + self.ends[i]).flatten()
+    order = gumbel(joint, self.config.temperature, self.generator)
+    possible = (joint > LOW / 2).nonzero()[:, 0]
+    for n in possible[order[possible].argsort(descending=True)].tolist():
+        yield int(self.starts[i, n // self.ends.shape[-1]]), n % self.ends.shape[-1], float(joint[n].exp())
+
+@patch
+def span_value(self: Look, i: int, a: int, b: int):
+    "The value of a span for slot i, or INVALID."
+    if (i, a, b) not in self.casts: self.casts[i, a, b] = cast(self.prompt.text(a, b), self.prompt.template.segments[i].schema)
+    return self.casts[i, a, b]
+
 @patch
 def copy_guess(self: Look, i: int, barred: set) -> Guess | None:
-    "The most probable copied value that validates; spans of the same value are summed. `barred`: body tokens it may not touch."
-    segment, found = self.prompt.template.segments[i], {}
-    last = self.ends[i].topk(min(self.config.ends, self.ends.shape[-1]), -1)
-    joint = self.out.start_BST[0, i, self.starts[i]][:, None] + last.values
-    noisy = gumbel(joint, self.config.temperature, self.generator)
-    for n in noisy.flatten().argsort(descending=True).tolist():
-        a, b, logp = int(self.starts[i, n // last.indices.shape[1]]), int(last.indices.flatten()[n]), float(joint.flatten()[n])
-        if logp < -12 or b < a or barred & set(range(a, b + 1)): continue
-        value = cast(self.prompt.text(a, b), segment.schema)
-        if value is INVALID: continue
-        known = found.setdefault(repr(value), Guess(value, 1, 0., (a, b), "copy"))
-        known.confidence += math.exp(logp)
-    if self.config.temperature: return next(iter(found.values()), None)
-    return max(found.values(), key=lambda g: g.confidence, default=None)
+    "The most probable span that validates, its confidence summed over the spans that say the same. `barred`: body tokens it may not touch."
+    seen, valid, best = 0., 0., None
+    for n, (a, b, p) in enumerate(self.spans(i)):
+        if barred & set(range(a, b + 1)): continue
+        seen += p
+        value = self.span_value(i, a, b)
+        if value is not INVALID:
+            valid += p
+            best = best or Guess(value, 1, 0., (a, b), "copy")
+            if value == best.value: best.confidence += p
+        if best and (n >= ENOUGH or seen > .99): break
+    if best: best.feasible = valid / seen if seen else 0.
+    return best
 
 # %% ../nbs/10_decoding.ipynb #4902b557
 @patch
 def option_guess(self: Look, i: int) -> Guess | None:
     "The most probable option that validates."
-    segment, logp = self.prompt.template.segments[i], self.out.option_BSO[0, i]
-    for k in gumbel(logp, self.config.temperature, self.generator).argsort(descending=True).tolist():
-        if k < len(segment.options) and logp[k] > LOW / 2 and fits(segment.options[k], segment.schema):
-            return Guess(segment.options[k], 2, float(logp[k].exp()), tuple(self.prompt.options[i][k] or (-1, -1)), "option")
-    return None
+    segment, spans = self.prompt.template.segments[i], self.prompt.options[i]
+    logp = gumbel(self.out.option_BSO[0, i], self.config.temperature, self.generator)
+    fit = [k for k, o in enumerate(segment.options) if logp[k] > LOW / 2 and fits(o, segment.schema)]
+    if not fit: return None
+    p = self.out.option_BSO[0, i].exp()
+    k = max(fit, key=lambda k: float(logp[k]) + self.config.length_prior * (spans[k][1] - spans[k][0] if spans[k] else 0))
+    return Guess(segment.options[k], 2, float(p[k]), tuple(spans[k] or (-1, -1)), "option", feasible=float(p[fit].sum()))
 
 # %% ../nbs/10_decoding.ipynb #0911b3bf
 @patch
 def guess(self: Look, i: int, plans=(0, 1, 2, 3), barred: set = frozenset()) -> Guess:
     "The best guess for slot i among some plans; a written value is not known yet, and a last resort always is."
-    logp = self.out.plan_BSP[0, i]
-    for p in gumbel(logp, self.config.temperature, self.generator).argsort(descending=True).tolist():
-        if p not in plans or logp[p] < LOW / 2: continue
+    logp, best, most = self.out.plan_BSP[0, i], None, 0.
+    noisy = gumbel(logp, self.config.temperature, self.generator).exp()
+    for p in noisy.argsort(descending=True).tolist():
+        if p not in plans or logp[p] < LOW / 2 or noisy[p] <= most: continue
         guess = (Guess(ABSENT, 0, 1., source="absent") if p == 0 else self.copy_guess(i, barred) if p == 1
                  else self.option_guess(i) if p == 2 else Guess(INVALID, 3, 1., source="write"))
-        if guess:
-            guess.confidence *= float(logp[p].exp())
-            return guess
-    return self.last_resort(i, barred)
+        if guess and float(noisy[p]) * guess.feasible > most:
+            best, most = guess, float(noisy[p]) * guess.feasible
+            best.confidence *= float(logp[p].exp())
+    if best and best.plan == 3: best.instead = self.guess(i, tuple(p for p in plans if p != 3), barred)
+    return best or self.last_resort(i, barred)
 
 @patch
 def last_resort(self: Look, i: int, barred: set = frozenset()) -> Guess:
@@ -122,7 +151,7 @@ def last_resort(self: Look, i: int, barred: set = frozenset()) -> Guess:
     if not segment.required: return Guess(ABSENT, 0, 0., source="absent")
     found = self.option_guess(i) or self.copy_guess(i, barred)
     if found: found.confidence *= 0.
-    return found or Guess(fallback_value(segment.schema), 2, 0., source="default")
+    return found or Guess(smallest_value(segment.schema), 2, 0., source="default", feasible=0.)
 
 # %% ../nbs/10_decoding.ipynb #49eb3cad
 @dataclass
@@ -136,12 +165,16 @@ class Denoiser:
     known: list = field(default_factory=list)    # a `Guess` per slot, None while it is masked
     trace: list = field(default_factory=list)    # one dict per (look, slot)
     looks: int = 0
-    cannot_write: set = field(default_factory=set) # slots whose written value did not validate
+    cannot_write: set = field(default_factory=set) # slots that no valid text fits into
     remasked: set = field(default_factory=set)
+    casts: dict = field(default_factory=dict)      # values of spans, see `Look`
+    marginals: dict = field(default_factory=dict)  # slot -> log-probabilities (P, V + 2) of its canvas when it was first seen
 
     def __post_init__(self):
         self.known = [None] * len(self.prompt.template.segments)
         self.generator = torch.Generator().manual_seed(self.config.seed)
+        auto = self.config.autoregress
+        self.autoregress = find_spec("xgrammar") is not None if auto is None else auto
 
 # %% ../nbs/10_decoding.ipynb #fa99eee3
 @patch
@@ -158,7 +191,7 @@ def see(self: Denoiser) -> Look:
     "Look once at what is known."
     self.looks += 1
     state = self.state()
-    seen = look(self.head, self.prompt, self.batch, state, self.config, self.generator)
+    seen = look(self.head, self.prompt, self.batch, state, self.config, self.generator, self.casts)
     seen.state = state
     return seen
 
@@ -172,7 +205,7 @@ def reveal(self: Denoiser, guesses: dict[int, Guess], left: int):
         if n < share or guesses[i].confidence >= self.config.threshold or left == 1: self.known[i] = guesses[i]
     for i in order:
         g = self.known[i]
-        if g and g.plan == 3 and g.tokens is None: g.tokens = [self.base.mask_id] * self.batch.budgets[0][i]
+        if g and g.source == "write" and g.tokens is None: g.tokens = [self.base.mask_id] * self.batch.budgets[0][i]
 
 # %% ../nbs/10_decoding.ipynb #dbb86a4b
 @patch
@@ -208,37 +241,127 @@ def spell_tokens(self: Denoiser, tokens: list) -> str:
     return "".join("▒" if t == self.base.mask_id else "" if t == self.base.null_id else self.base.tokenizer.decode([t]) for t in tokens)
 
 # %% ../nbs/10_decoding.ipynb #f195791d
+def writable(schema: dict) -> dict:
+    "The schema whose automaton a slot is written by: its own; a list of strings, or a string, where anything goes."
+    kinds = value_types(schema)
+    if kinds == ["array"] and "items" not in schema: return {**schema, "items": {"type": "string"}}
+    return schema if kinds or "enum" in schema or "const" in schema else {"type": "string"}
+
 @patch
-def write(self: Denoiser, seen: Look, left: int):
-    "Reveal the surest masked tokens of every canvas."
-    hidden = (seen.state.ids_BC[0] == self.base.mask_id) & seen.state.canvas_BC[0]
-    if not hidden.any(): return
-    logp = self.head.token_logp(seen.out.canvas_BCD[0, hidden])
-    token = gumbel(logp, self.config.temperature, self.generator).argmax(-1)
-    sure = logp.gather(1, token[:, None])[:, 0].exp().tolist()
-    places = list(zip(seen.state.slot_BC[0, hidden].tolist(), seen.state.place_BC[0, hidden].tolist(), token.tolist(), sure))
-    for i in {p[0] for p in places}:
-        mine = sorted((p for p in places if p[0] == i), key=lambda p: -p[3])
-        for n, (_, place, token_id, p) in enumerate(mine):
-            if n < math.ceil(len(mine) / left) or p >= self.config.threshold:
-                self.known[i].tokens[place] = token_id
-                if token_id != self.base.null_id: self.known[i].confidence *= p
+def best_text(self: Denoiser, i: int, logp_PV: torch.Tensor, tokens: list):
+    "The tokens of the most probable valid text of slot i that agrees with what is revealed, or None."
+    segment, base = self.prompt.template.segments[i], self.base
+    fixed = [None if t == base.mask_id else t for t in tokens]
+    if segment.kind == "enum":
+        options = [base.encode(written(o, segment))[0] for o in segment.schema.get("enum", [segment.schema.get("const")]) if fits(o, segment.schema)]
+        agree = [o for o in options if len(o) <= len(fixed) and all(f in (None, t) for f, t in zip(fixed, o + [base.null_id] * len(fixed)))]
+        score, best = max(zip(score_options(agree, logp_PV, base.null_id, self.config.length_prior), agree), default=(0., None))
+        found = best is not None and (best + [base.null_id] * (len(fixed) - len(best)), score)
+    else:
+        automaton = token_automaton(base, writable(segment.schema))
+        found = automaton and viterbi(automaton, logp_PV, base.null_id, fixed)
+    empty = (logp_PV[:, base.null_id].sum() if {*fixed} <= {None, base.null_id} else LOW) if self.may_skip(i) else float("-inf")
+    return found[0] if found and found[1] >= empty else None if empty == float("-inf") else [base.null_id] * len(fixed)
+
+@patch
+def may_skip(self: Denoiser, i: int) -> bool:
+    "Whether a canvas of NULLs means that slot i is left out: with the token-level head, which has no plans."
+    return self.head.config.variant == "token" and not self.prompt.template.segments[i].required
 
 # %% ../nbs/10_decoding.ipynb #be5c49c1
 @patch
+def reveal_tokens(self: Denoiser, i: int, logp_PV: torch.Tensor, left: int):
+    "Reveal the surest masked tokens of slot i along its best text; without one the slot cannot be written."
+    guess, base = self.known[i], self.base
+    path = self.best_text(i, gumbel(logp_PV, self.config.temperature, self.generator), guess.tokens)
+    if path is None: self.cannot_write.add(i); return
+    if i not in self.marginals:
+        automaton = token_automaton(base, writable(self.prompt.template.segments[i].schema))
+        self.marginals[i] = logp_PV
+        if automaton: guess.feasible = feasible_mass(automaton, logp_PV, base.null_id)
+        if guess.instead and guess.confidence * guess.feasible < guess.instead.confidence: self.known[i] = guess.instead; return
+    hidden = [p for p, t in enumerate(guess.tokens) if t == base.mask_id]
+    sure = {p: float(logp_PV[p, path[p]].exp()) for p in hidden}
+    for n, p in enumerate(sorted(hidden, key=lambda p: -sure[p])):
+        if n < math.ceil(len(hidden) / left) or sure[p] >= self.config.threshold:
+            guess.tokens[p] = path[p]
+            if path[p] != base.null_id: guess.confidence *= sure[p]
+
+@patch
+def write(self: Denoiser, seen: Look, left: int):
+    "Reveal the surest masked tokens of every canvas; a slot that cannot be written is guessed again by other plans."
+    slot_C = seen.state.slot_BC[0].masked_fill(~seen.state.canvas_BC[0], -1)
+    for i in slot_C.unique().tolist():
+        if i < 0 or self.base.mask_id not in self.known[i].tokens: continue
+        self.reveal_tokens(i, self.head.token_logp(seen.out.canvas_BCD[0, slot_C == i]), left)
+        if i in self.cannot_write and seen.ends is not None: self.known[i] = self.known[i].instead or seen.guess(i, (0, 1, 2))
+
+# %% ../nbs/10_decoding.ipynb #0b672f7e
+MORE = 64   # texts that are tried in the order of their probability
+
+@patch
+def text_value(self: Denoiser, i: int, tokens: list):
+    "The value of a written text, or INVALID."
+    segment, ids = self.prompt.template.segments[i], [t for t in tokens if t not in (self.base.null_id, self.base.mask_id)]
+    automaton = None if segment.kind == "enum" else token_automaton(self.base, writable(segment.schema))
+    text = automaton.text(ids) if automaton else self.base.tokenizer.decode(ids)
+    found = (read_back(t, segment) for t in (text, text.strip()) if t or segment.kind == "enum" and not self.may_skip(i))
+    return next((v for v in found if v is not INVALID and fits(v, segment.schema)), INVALID)
+
+@patch
 def finish_writing(self: Denoiser, seen: Look):
-    "Read full canvases back as values; those that do not validate are guessed again by other plans."
+    "Read full canvases back as values; of those that do not validate, take the next best text that does, or guess again by other plans."
     for i, g in enumerate(self.known):
-        if not (g and g.plan == 3 and g.value is INVALID and self.base.mask_id not in g.tokens): continue
-        ids = [t for t in g.tokens if t != self.base.null_id]
-        g.value = read_back(self.base.tokenizer.decode(ids).strip(), self.prompt.template.segments[i]) if ids else INVALID
+        if not (g and g.source == "write" and g.value is INVALID and self.base.mask_id not in g.tokens): continue
+        g.value = self.text_value(i, g.tokens)
+        if g.value is INVALID and i in self.marginals:
+            automaton = token_automaton(self.base, writable(self.prompt.template.segments[i].schema))
+            for tokens, logp in islice(ranked(automaton, self.marginals[i], self.base.null_id, MORE) if automaton else (), MORE):
+                if (value := self.text_value(i, tokens)) is not INVALID: g.value, g.tokens = value, tokens; break
         if g.value is INVALID: self.known[i] = seen.guess(i, (0, 1, 2))
+
+# %% ../nbs/10_decoding.ipynb #5fc8d1c8
+@patch
+def handed(self: Denoiser, i: int) -> bool:
+    "Whether slot i is filled by autoregression."
+    segment = self.prompt.template.segments[i]
+    return bool(segment.handed) or self.autoregress and value_types(segment.schema) == ["object"] and not segment.options
+
+@patch
+def whether(self: Denoiser, seen: Look, i: int) -> Guess:
+    "For a slot that is handed over: left out, or to be filled later."
+    absent = float(seen.out.plan_BSP[0, i, 0].exp())
+    if absent > .5 and not self.prompt.template.segments[i].required: return Guess(ABSENT, 0, absent, source="absent")
+    return Guess(INVALID, 3, 1 - absent, source="autoregression")
+
+@patch
+def hand_over(self: Denoiser):
+    "Fill what is left by constrained autoregression, each part after the call as far as it is known."
+    template = self.prompt.template
+    for i in [i for i, g in enumerate(self.known) if g.source == "autoregression" and g.value is INVALID]:
+        segment, g = template.segments[i], self.known[i]
+        if i not in template.live_slots([k.value for k in self.known]): g.value = ABSENT; continue
+        known = template.assemble([ABSENT if k.value is INVALID else k.value for k in self.known])[segment.call]
+        so_far = json.dumps(known, ensure_ascii=False)[:-2] + (", " if known["arguments"] else "") + json.dumps(segment.name, ensure_ascii=False) + ": "
+        done = constrained_json(self.base, call_prompt_ids(self.base, self.prompt.body, so_far), segment.schema)
+        g.value, g.confidence = done.value, g.confidence * done.confidence
+        if g.value is INVALID: self.known[i] = self.fallback(i) if segment.required else Guess(ABSENT, 0, 0., source="absent")
 
 # %% ../nbs/10_decoding.ipynb #09e93824
 @patch
 def fallback(self: Denoiser, i: int) -> Guess:
     "The smallest valid value of slot i, marked as such."
-    return Guess(fallback_value(self.prompt.template.segments[i].schema), 2, 0., source="default")
+    return Guess(smallest_value(self.prompt.template.segments[i].schema), 2, 0., source="default", feasible=0.)
+
+@patch
+def write_out(self: Denoiser, seen: Look):
+    "Look until every canvas is full, and read the values."
+    for left in range(self.config.token_steps, 0, -1):
+        if not any(g.tokens and self.base.mask_id in g.tokens for g in self.known): break
+        seen = self.see()
+        self.write(seen, left)
+        self.note({})
+    self.finish_writing(seen)
 
 @patch
 def fill_required(self: Denoiser, seen: Look):
@@ -247,29 +370,33 @@ def fill_required(self: Denoiser, seen: Look):
         missing = self.prompt.template.missing_slots([g.value for g in self.known])
         if not missing: return
         for i in missing:
-            self.known[i] = seen.guess(i, (1, 2))
-            if self.known[i].value is ABSENT: self.known[i] = self.fallback(i)
+            plans = (1, 2) if i in self.cannot_write or i in self.marginals else (1, 2, 3)
+            g = self.known[i] = Guess(INVALID, 3, 0., source="autoregression") if self.handed(i) else seen.guess(i, plans)
+            if g.value is ABSENT: self.known[i] = self.fallback(i)
+            if g.source == "write": g.tokens = [self.base.mask_id] * self.batch.budgets[0][i]
+        self.write_out(seen)
 
 # %% ../nbs/10_decoding.ipynb #b76e486b
 @patch
 @torch.inference_mode()
 def run(self: Denoiser) -> list[Guess]:
     "All slots filled: slots first, then the tokens of what is written."
+    for s in self.prompt.template.segments:
+        if s.handed: require_xgrammar(f"{s.handed} cannot be laid out as slots")
     for left in range(self.config.steps, 0, -1):
         seen = self.see()
-        guesses = {i: seen.guess(i, barred=self.barred(i)) for i, g in enumerate(self.known) if g is None}
+        guesses = {i: self.whether(seen, i) if self.handed(i) else seen.guess(i, barred=self.barred(i))
+                   for i, g in enumerate(self.known) if g is None}
         self.write(seen, left + self.config.token_steps)
         self.reveal(guesses, left)
         if self.config.remask and left > 1: self.remask_clashes()
         self.note(guesses)
         if None not in self.known: break
-    for left in range(self.config.token_steps, 0, -1):
-        if not any(g.tokens and self.base.mask_id in g.tokens for g in self.known): break
-        seen = self.see()
-        self.write(seen, left)
-        self.note({})
-    self.finish_writing(seen)
+    self.write_out(seen)
     self.fill_required(seen)
+    self.hand_over()
+    self.trace = [row for row in self.trace if row["look"] < self.looks]
+    self.note({})
     return self.known
 
 # %% ../nbs/10_decoding.ipynb #0876e7ff
@@ -282,14 +409,16 @@ def run_tokens(self: Denoiser) -> list[Guess]:
         tokens = {(0, i): g.tokens for i, g in enumerate(self.known)}
         state = empty_state(self.batch, [list(range(len(self.known)))], tokens, self.base.mask_id)
         self.looks += 1
-        seen = Look(self.prompt, self.batch, self.head(self.batch, state), None, None, self.config, self.generator)
+        seen = Look(self.prompt, self.batch, self.head(self.batch, state), None, None, self.config, self.generator, {})
         seen.state = state
         self.write(seen, left); self.note({})
     for i, (g, s) in enumerate(zip(self.known, self.prompt.template.segments)):
-        ids = [t for t in g.tokens if t not in (self.base.null_id, self.base.mask_id)]
-        g.value = read_back(self.base.tokenizer.decode(ids).strip(), s) if ids else INVALID
+        g.value = self.text_value(i, g.tokens)
         if g.value is INVALID: self.known[i] = self.fallback(i) if s.required else Guess(ABSENT, 0, g.confidence, source="absent")
-    for i in self.prompt.template.missing_slots([g.value for g in self.known]): self.known[i] = self.fallback(i)
+    for _ in self.known:
+        missing = self.prompt.template.missing_slots([g.value for g in self.known])
+        for i in missing: self.known[i] = self.fallback(i)
+        if not missing: break
     return self.known
 
 # %% ../nbs/10_decoding.ipynb #b9cc079d
@@ -297,20 +426,29 @@ def run_tokens(self: Denoiser) -> list[Guess]:
 class Filled:
     "Calls, and how they came about."
     calls: list       # {name, arguments}
-    fields: list      # one dict per slot: path, call, value, confidence, source, and where the words stand
+    fields: list      # one dict per slot that counts: path, call, value, confidence, source, feasible_mass, where the words stand
     trace: list       # one dict per (look, slot)
     timing_ms: dict   # base: reading the prompt; head: all looks; looks: how many
 
 def field_rows(prompt: Prompt, known: list[Guess], base: Base) -> list[dict]:
-    "One JSON-ready dict per slot."
-    rows = []
-    for s, g in zip(prompt.template.segments, known):
+    "One JSON-ready dict per slot that counts; items of lists and entries of maps that are not there are left out."
+    rows, template = [], prompt.template
+    live = template.live_slots([g.value for g in known])
+    for i, (s, g) in enumerate(zip(template.segments, known)):
+        if i not in live or g.value is ABSENT and "[" in s.line: continue
         row = dict(path=s.name, call=s.call, value=None if g.value is ABSENT else g.value,
-                   confidence=round(min(1., g.confidence), 4), source=g.source)
+                   confidence=round(min(1., g.confidence), 4), source=g.source, feasible_mass=round(min(1., g.feasible), 4))
         if g.source == "copy": row["text"] = prompt.text(*g.span)
-        if g.tokens: row |= dict(budget_tokens=len(g.tokens), null_tokens=g.tokens.count(base.null_id))
+        if g.tokens and g.source == "write": row |= dict(budget_tokens=len(g.tokens), null_tokens=g.tokens.count(base.null_id))
         rows.append(row)
     return rows
+
+def settled(prompt: Prompt, known: list[Guess]) -> tuple[list[dict], list[Guess]]:
+    "Calls that validate, and the guesses they are made of: what a rule of the whole call changed is marked as default."
+    calls, mends = prompt.template.settle([g.value for g in known])
+    values = prompt.template.values(calls) if mends else [g.value for g in known]
+    changed = [s.call in mends and not same(v, g.value) for s, v, g in zip(prompt.template.segments, values, known)]
+    return calls, [Guess(v, 2, 0., source="absent" if v is ABSENT else "default", feasible=0.) if new else g for v, g, new in zip(values, known, changed)]
 
 # %% ../nbs/10_decoding.ipynb #34518c47
 @torch.inference_mode()
@@ -327,7 +465,7 @@ def fill(
     device = head.null.device
     denoiser = Denoiser(head, base, prompt, collate([make_example(prompt, features)]).to(device), config)
     known = [] if not prompt.rows else denoiser.run() if head.config.variant == "slot" else denoiser.run_tokens()
-    calls = prompt.template.assemble([g.value for g in known])
+    calls, known = settled(prompt, known)
     ms = dict(base=1000 * (middle - start), head=1000 * (time.perf_counter() - middle), looks=denoiser.looks)
     return Filled(calls, field_rows(prompt, known, base), denoiser.trace, {k: round(v, 1) for k, v in ms.items()})
 

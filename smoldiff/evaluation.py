@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['BFCL_WHEEL', 'BFCL_CATEGORIES', 'ERRORS', 'equal_strict', 'normalise', 'equal_normalised', 'pair_off', 'exact_calls',
            'match_calls', 'read_bfcl', 'demands', 'shortest_call', 'bfcl_items', 'read_source', 'write_source',
-           'bfcl_language', 'source_calls', 'typed_calls', 'ast_check', 'expected', 'align', 'stands_in', 'numbers_in',
-           'grounded', 'prediction_line', 'predict_all', 'write_predictions', 'read_predictions', 'field_rows',
-           'pair_lines', 'field_table', 'bfcl_exact', 'judge_calls', 'call_table', 'null_rates', 'metrics_of',
-           'evaluate_predictions', 'evaluate', 'bootstrap_ci', 'accuracy_by', 'plot_accuracy', 'plot_null_rates',
-           'error_kinds', 'plot_errors', 'reliability', 'calibration_error', 'plot_reliability', 'plot_latency']
+           'bfcl_language', 'source_calls', 'typed_calls', 'ast_check', 'Field', 'fields_of', 'expected', 'align',
+           'stands_in', 'numbers_in', 'grounded', 'prediction_line', 'predict_all', 'write_predictions',
+           'read_predictions', 'field_rows', 'pair_lines', 'field_table', 'bfcl_exact', 'judge_calls', 'call_table',
+           'null_rates', 'metrics_of', 'evaluate_predictions', 'evaluate', 'bootstrap_ci', 'accuracy_by',
+           'plot_accuracy', 'plot_null_rates', 'error_kinds', 'plot_errors', 'reliability', 'calibration_error',
+           'plot_reliability', 'plot_latency']
 
 # %% ../nbs/13_evaluation.ipynb #9236ab71
 import json, os, re, tempfile, time, zipfile
 from functools import lru_cache
+from typing import NamedTuple
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,7 @@ import pandas as pd
 
 from .tools import SmoldiffError, as_tool, normalise_schema, schema_validator, validate_arguments
 from .base import fetch_wheel
-from .values import plain_text
-from .scaffold import FieldSegment, walk
+from .values import plain_text, slot_kind
 from .data import read_records, request_text
 
 # %% ../nbs/13_evaluation.ipynb #c75bbea9
@@ -367,6 +368,24 @@ def ast_check(
     except (AttributeError, KeyError, TypeError, OverflowError, IndexError) as e: problem = f"cannot be judged: {type(e).__name__} {e}"
     return not problem, problem
 
+# %% ../nbs/13_evaluation.ipynb #1299e89c
+class Field(NamedTuple):
+    "A place in the arguments of a call that is judged."
+    path: tuple    # keys from the arguments down to the value
+    schema: dict   # of the value
+    required: bool # whether it must be there
+
+    @property
+    def name(self) -> str: return ".".join(self.path)
+
+def fields_of(schema: dict, path: tuple = (), required: bool = True):
+    "Yield the fields of an object schema, depth first, in the order of its properties."
+    for key, child in schema.get("properties", {}).items():
+        child, here, need = child if isinstance(child, dict) else {}, (*path, key), required and key in schema.get("required", [])
+        inside = child.get("type") == "object" and child.get("properties") and "enum" not in child
+        if inside: yield from fields_of(child, here, need)
+        else: yield Field(here, child, need)
+
 # %% ../nbs/13_evaluation.ipynb #d58b6a7a
 def _accepts(value, answer, equal) -> bool:
     "Whether a value is what a possible answer of BFCL means."
@@ -582,25 +601,30 @@ def _right(values: list, omit: bool, possible: bool, present: bool, value, equal
     if possible and omit and value in ("", []): return True
     return any(_accepts(value, v, equal) if possible else equal(value, v) for v in values)
 
-def _row(slot: FieldSegment, gold, predicted, field: dict, possible: bool, text: str) -> dict:
+def _row(slot: Field, gold, predicted, field: dict, possible: bool, text: str) -> dict:
     "A slot judged. `gold` is a call, None if there is none, or `...` if any is right; `predicted` are arguments or None."
     values, omit = ([], True) if gold in (None, ...) else expected(gold, slot.path, possible)
     present, value = _value(predicted, slot.path)
     strict, norm = (None if gold is ... else _right(values, omit, possible and gold is not None, present, value, equal)
                     for equal in (equal_strict, equal_normalised))
     source = field.get("source")
-    return {"path": slot.name, "type": slot.kind, "required": slot.required, "matched": gold is not None and predicted is not None,
+    return {"path": slot.name, "type": slot_kind(slot.schema), "required": slot.required, "matched": gold is not None and predicted is not None,
             "gold_present": bool(values) and not omit, "pred_present": present, "gold": values[0] if values else None, "predicted": value,
             "right_strict": strict, "right_norm": norm, "error": _error(norm, present, values, value, slot.schema),
             "field_source": source, "confidence": field.get("confidence"), "null_tokens": field.get("null_tokens"),
             "budget_tokens": field.get("budget_tokens"), "grounded": grounded(value, slot.schema, text, source) if present else None}
 
 # %% ../nbs/13_evaluation.ipynb #2d919bfa
-def _slots_of(tools: dict, name: str, arguments: dict) -> list[FieldSegment]:
-    "The slots of a tool, and one for each argument that it does not know."
+def _fields_of(tools: dict, name: str, arguments: dict) -> list[Field]:
+    "The fields of a tool, and one for each argument that it does not know."
     schema = tools[name].parameters if name in tools else {}
     unknown = [a for a in arguments if a not in schema.get("properties", {})]
-    return [*walk(schema, 0), *(FieldSegment(0, (a,), "json", {}, False) for a in unknown)]
+    return [*fields_of(schema), *(Field((a,), {}, False) for a in unknown)]
+
+def _answered(fields: list[dict], call: int, name: str) -> dict:
+    "What the answer says of a field: its row, or that of the least sure slot inside it."
+    rows = [f for f in fields if f.get("call", 0) == call and (f["path"] == name or f["path"].startswith((f"{name}[", f"{name}:", f"{name}.")))]
+    return min(rows, key=lambda f: (f["path"] != name, f.get("confidence") or 0.), default={})
 
 def field_rows(
     record: dict,  # A record or BFCL item
@@ -610,14 +634,14 @@ def field_rows(
     (gold, possible), text = _gold(record), request_text(record)
     calls, tools = typed_calls(record, line["calls"]), {t["name"]: as_tool(t) for t in record["tools"]}
     pairs = [(..., j) for j in range(len(calls))] if gold is None else align(gold, calls, possible)
-    fields, rows = {(f.get("call", 0), f["path"]): f for f in line.get("fields", [])}, []
+    rows = []
     for i, j in pairs:
         call = ... if i is ... else None if i is None else gold[i]
         name = calls[j]["name"] if j is not None else next(iter(call)) if possible else call["name"]
         given = calls[j]["arguments"] if j is not None else None
-        for slot in _slots_of(tools, name, given or {}):
+        for slot in _fields_of(tools, name, given or {}):
             rows.append({"id": record["id"], "source": record.get("source"), "call": j, "tool": name,
-                         **_row(slot, call, given, fields.get((j, slot.name), {}), possible, text)})
+                         **_row(slot, call, given, _answered(line.get("fields", []), j, slot.name), possible, text)})
     return rows
 
 # %% ../nbs/13_evaluation.ipynb #3afc1935

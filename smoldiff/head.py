@@ -406,10 +406,9 @@ def end_logp(
 @patch
 def token_logp(self: SchemaDiffusionHead, canvas_ND: torch.Tensor) -> torch.Tensor:
     "Log-probabilities over the base's vocabulary, MASK (impossible, as in MDLM's SUBS) and NULL: (N, V + 2)."
-    word = self.to_token(canvas_ND)
-    table = torch.cat([self.embedding, torch.zeros_like(self.null)[None], self.null[None]])
-    logits = word @ table.T * self.scale.exp()
-    return logits.index_fill(-1, torch.tensor([self.config.base_vocab], device=logits.device), float("-inf")).log_softmax(-1)
+    word_ND = self.to_token(canvas_ND)
+    known_NV, null_N1 = word_ND @ self.embedding.T * self.scale.exp(), (word_ND @ self.null)[:, None] * self.scale.exp()
+    return torch.cat([known_NV, torch.full_like(null_N1, float("-inf")), null_N1], -1).log_softmax(-1)
 
 # %% ../nbs/06_head.ipynb #c9911d9a
 @dataclass

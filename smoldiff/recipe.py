@@ -86,8 +86,11 @@ def slot_rows(head: SchemaDiffusionHead, base: Base, cache: FeatureCache, i: int
     prompt, record, rows = cache.prompts[i], cache.records[i], []
     done = fill(base, head, prompt, config.decoding(), cache.example(i).features)
     gold, guesses = (prompt.template.values(calls) for calls in (record["calls"], done.calls))
-    for s, label, g, p, f in zip(prompt.template.segments, cache.labels[i], gold, guesses, done.fields):
+    told = {(f["call"], f["path"]): f for f in done.fields}
+    for s, label, g, p in zip(prompt.template.segments, cache.labels[i], gold, guesses):
+        f = told.get((s.call, s.name), dict(source="absent", confidence=0.))   # a slot of a form or an item that is not there
         absent, gold_absent = f["source"] == "absent", label.plan == 0
+        if absent and gold_absent and (s.call, s.name) not in told: continue
         rows.append(dict(record=i, source=record["source"], slot=s.name, kind=s.kind, required=s.required, plan=label.plan,
                          gold=g, predicted=p, absent=absent, gold_absent=gold_absent, confidence=f["confidence"], how=f["source"],
                          right=absent == gold_absent and (gold_absent or same(g, p))))

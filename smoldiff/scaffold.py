@@ -5,40 +5,46 @@
 # %% ../nbs/04_scaffold.ipynb #8421026b
 from __future__ import annotations
 import json, re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from heapq import heappop, heappush
+from itertools import islice
+from typing import NamedTuple
 from fastcore.basics import patch
-from .tools import SmoldiffError, as_tool
+from .tools import SmoldiffError, Tool, as_tool, merge_schemas, pointer, type_name, validate_arguments
 from .base import Base
-from .values import INVALID, KINDS, cast, cast_option, find_value, fits, read_json, same, slot_kind
+from .values import INVALID, KINDS, cast, cast_option, find_value, fits, read_json, same, slot_kind, spell, value_types
+from .automata import schema_regex
 
 # %% auto #0
-__all__ = ['MAX_OPTIONS', 'ABSENT', 'OPEN', 'SHUT', 'PLANS', 'MAX_SPAN', 'ScaffoldError', 'FieldSegment', 'slot_options',
-           'BudgetConfig', 'mask_budget', 'dynamic_budget', 'SchemaTemplate', 'walk', 'build_schema_template', 'Absent',
-           'required_objects', 'clip', 'spell', 'type_words', 'parameter_line', 'turns_text', 'body_text',
-           'scaffold_pieces', 'Prompt', 'token_span', 'encode_prompt', 'SlotLabel', 'written', 'read_back',
-           'slot_label', 'pad_labels', 'encode_labels', 'label_value']
+__all__ = ['MAX_OPTIONS', 'MAX_SLOTS', 'ABSENT', 'HANDED', 'MAX_ITEMS', 'OPEN', 'SHUT', 'PLANS', 'MAX_SPAN', 'ScaffoldError',
+           'FieldSegment', 'slot_options', 'BudgetConfig', 'mask_budget', 'dynamic_budget', 'Absent', 'SlotNode',
+           'ObjectNode', 'ListNode', 'UnionNode', 'Where', 'Builder', 'union_forms', 'form_labels', 'with_null',
+           'character_automaton', 'example_strings', 'small_texts', 'small_lists', 'small_objects', 'small_values',
+           'smallest_value', 'impossible', 'mended', 'SchemaTemplate', 'lay_out', 'build_schema_template', 'clip',
+           'type_words', 'parameter_line', 'turns_text', 'body_text', 'scaffold_pieces', 'Prompt', 'token_span',
+           'encode_prompt', 'SlotLabel', 'written', 'read_back', 'slot_label', 'pad_labels', 'encode_labels',
+           'label_value']
 
 # %% ../nbs/04_scaffold.ipynb #f48af66d
 MAX_OPTIONS = 64   # more options than this are not laid out in the prompt; a copied or written value must still be one of them
+MAX_SLOTS = 256    # of one call
 
 class ScaffoldError(SmoldiffError):
     "A schema or a value that cannot be laid out as slots."
 
 @dataclass(frozen=True)
 class FieldSegment:
-    "One slot of a template: a leaf of the schema of one call."
+    "One slot of a template: a place in one call where something has to be decided."
     call: int          # which call of the template, from 0
-    path: tuple        # keys from the arguments down to the value
+    name: str          # where it stands: `address.city`, `stops[0].city`; `pay:form` chooses a form, `tags[0]:key` is a key
     kind: str          # one of `KINDS`
     schema: dict = field(hash=False, compare=False)   # JSON Schema of the value
     required: bool = True    # False: it may be left out
-    options: tuple = field(default=(), hash=False, compare=False)  # typed values to pick from: enum, booleans, default
+    options: tuple = field(default=(), hash=False, compare=False)  # typed values to pick from: enum, booleans, null, default, forms
     budget: int = 12         # tokens of room when the value is written
-
-    @property
-    def name(self) -> str:
-        "The path as text, `address.city`."
-        return ".".join(self.path)
+    line: str = ""           # the name in the prompt: all items of a list are described once, as `stops[].city`
+    handed: str = ""         # JSON pointer of the keyword that cannot be laid out; such a slot is filled by constrained autoregression
 
 # %% ../nbs/04_scaffold.ipynb #4beff81c
 def slot_options(
@@ -46,8 +52,8 @@ def slot_options(
 ) -> tuple:        # typed values; empty where there are more than `MAX_OPTIONS`
     "Values that can be picked whole: the enum, true and false, null, and the default."
     options = list(schema.get("enum", [schema["const"]] if "const" in schema else []))
-    if schema.get("type") == "boolean" and not options: options = [True, False]
-    if schema.get("type") == "null": options = [None]
+    if value_types(schema) == ["boolean"] and not options: options = [True, False]
+    if "null" in ([kind] if isinstance(kind := schema.get("type"), str) else kind or []) and None not in options: options.append(None)
     default = schema.get("default", {})
     if default not in options and not isinstance(default, (dict, list)): options.append(default)
     return tuple(options) if len(options) <= MAX_OPTIONS else ()
@@ -55,7 +61,7 @@ def slot_options(
 # %% ../nbs/04_scaffold.ipynb #92f25abe
 @dataclass(frozen=True)
 class BudgetConfig:
-    "Room for written values, in tokens."
+    "Room for written values, in tokens, and for items."
     string: int = 16       # strings, and whatever has no room of its own
     number: int = 12       # integers and numbers
     array: int = 32        # lists
@@ -63,6 +69,7 @@ class BudgetConfig:
     min_tokens: int = 4    # floor of a dynamic budget
     extra_tokens: int = 3  # slack beyond the value's own tokens
     max_tokens: int = 64   # ceiling
+    items: int = 4         # items of a list of objects, entries of a map; half as many in a list inside a list
 
 # %% ../nbs/04_scaffold.ipynb #493bf569
 def mask_budget(
@@ -82,37 +89,6 @@ def dynamic_budget(
     return max(min_tokens, min(n_tokens + extra_tokens, max_tokens))
 
 # %% ../nbs/04_scaffold.ipynb #da8e9c29
-@dataclass
-class SchemaTemplate:
-    "The fixed JSON of one or more calls, and its slots."
-    tools: list      # the `Tool` of each call, in order
-    segments: list   # `FieldSegment`s of all calls, in order
-
-    def __len__(self): return len(self.segments)
-    def __repr__(self): return f"SchemaTemplate({', '.join(t.name for t in self.tools)}: {len(self)} slots)"
-
-def walk(schema: dict, call: int, path: tuple = (), required: bool = True, budgets: BudgetConfig = BudgetConfig()):
-    "Yield the slots of an object schema, depth first, in the order of its properties."
-    for key, child in schema.get("properties", {}).items():
-        child = child if isinstance(child, dict) else {}
-        here, need = (*path, key), required and key in schema.get("required", [])
-        if child.get("type") == "object" and child.get("properties") and "enum" not in child:
-            yield from walk(child, call, here, need, budgets)
-        else:
-            kind = slot_kind(child)
-            yield FieldSegment(call, here, kind, child, need, slot_options(child), mask_budget(kind, budgets))
-
-# %% ../nbs/04_scaffold.ipynb #a16ba95a
-def build_schema_template(
-    tools,                                   # a tool, or a list with the tool of each call (anything `as_tool` takes)
-    budgets: BudgetConfig = BudgetConfig(),  # room for written values
-) -> SchemaTemplate:
-    "Lay out the calls of one canvas; a slot inside an optional object may be left out."
-    tools = [as_tool(t) for t in (tools if isinstance(tools, (list, tuple)) else [tools])]
-    if not tools: raise ScaffoldError("a template needs at least one tool")
-    return SchemaTemplate(tools, [s for i, t in enumerate(tools) for s in walk(t.parameters, i, budgets=budgets)])
-
-# %% ../nbs/04_scaffold.ipynb #870f61b8
 class Absent:
     "The value of a slot that is left out."
     def __repr__(self): return "ABSENT"
@@ -120,76 +96,434 @@ class Absent:
 
 ABSENT = Absent()
 
+@dataclass
+class SlotNode:
+    "A leaf: its value stands in a slot."
+    schema: dict
+    slot: int  # index of the slot among those of the call
+
+    def take(self, value, out): out[self.slot] = value
+    def there(self, values): return values[self.slot] is not ABSENT
+    def build(self, values, must=True): return values[self.slot]
+    def live(self, values, must=True): yield self.slot, must
+
+# %% ../nbs/04_scaffold.ipynb #a16ba95a
+@dataclass
+class ObjectNode:
+    "An object: its properties, and entries of a map where further keys are allowed."
+    schema: dict
+    children: dict   # key -> node
+    entries: list    # (slot of the key, node of the value)
+
+    def take(self, value, out):
+        value = value if isinstance(value, dict) else {}
+        for key, child in self.children.items(): child.take(value.get(key, ABSENT), out)
+        further = [(k, v) for k, v in value.items() if k not in self.children]
+        for (slot, node), (k, v) in zip(self.entries, further): out[slot] = k; node.take(v, out)
+    def there(self, values):
+        return any(c.there(values) for c in self.children.values()) or any(values[slot] is not ABSENT for slot, _ in self.entries)
+    def requires(self, key): return key in self.schema.get("required", [])
+
+# %% ../nbs/04_scaffold.ipynb #677766a9
+@patch
+def build(self: ObjectNode, values, must=True):
+    if not must and not self.there(values): return ABSENT
+    out = {k: v for k, c in self.children.items() if (v := c.build(values, self.requires(k))) is not ABSENT}
+    for slot, node in self.entries:
+        if (key := values[slot]) is not ABSENT and key not in self.children and (v := node.build(values)) is not ABSENT: out.setdefault(key, v)
+    return out
+
+@patch
+def live(self: ObjectNode, values, must=True):
+    here = must or self.there(values)
+    for key, child in self.children.items(): yield from child.live(values, here and self.requires(key))
+    for slot, node in self.entries:
+        yield slot, False
+        if values[slot] is not ABSENT: yield from node.live(values)
+
+# %% ../nbs/04_scaffold.ipynb #870f61b8
+@dataclass
+class ListNode:
+    "A list whose items are laid out one by one; items that are left out close up, except in a tuple."
+    schema: dict
+    items: list   # nodes
+    least: int    # so many must be there
+    fixed: bool   # a tuple: items keep their places
+
+    def take(self, value, out):
+        value = value if isinstance(value, list) else []
+        for i, node in enumerate(self.items): node.take(value[i] if i < len(value) else ABSENT, out)
+    def there(self, values): return any(node.there(values) for node in self.items)
+    def needed(self, values):
+        last = max([i for i, node in enumerate(self.items) if node.there(values)], default=-1) if self.fixed else -1
+        return max(self.least, last + 1)
+    def build(self, values, must=True):
+        if not must and not self.there(values): return ABSENT
+        found = [node.build(values, i < self.needed(values)) for i, node in enumerate(self.items)]
+        return [v for v in found if v is not ABSENT]
+    def live(self, values, must=True):
+        here = must or self.there(values)
+        for i, node in enumerate(self.items): yield from node.live(values, here and i < self.needed(values))
+
+# %% ../nbs/04_scaffold.ipynb #01b7d2ec
+@dataclass
+class UnionNode:
+    "A choice between forms: the choice is a slot of its own."
+    schema: dict
+    slot: int      # of the choice, whose options are the labels
+    labels: list   # a name for each form
+    forms: list    # nodes
+
+    def form(self, values): return self.forms[self.labels.index(values[self.slot])]
+    def take(self, value, out):
+        if value is ABSENT: return
+        for label, node in zip(self.labels, self.forms):
+            trial = [ABSENT] * len(out)
+            node.take(value, trial)
+            if same(node.build(trial), value) and fits(value, node.schema): break
+        else: return
+        out[self.slot] = label
+        node.take(value, out)
+    def there(self, values): return values[self.slot] is not ABSENT
+    def build(self, values, must=True): return self.form(values).build(values) if self.there(values) else ABSENT
+    def live(self, values, must=True):
+        yield self.slot, must
+        if self.there(values): yield from self.form(values).live(values)
+
+# %% ../nbs/04_scaffold.ipynb #45a8d05f
+HANDED = ("allOf", "not", "if", "patternProperties", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems", "$ref", "$dynamicRef")
+MAX_ITEMS = 32   # of a list of objects that a schema may ask for
+
+class Where(NamedTuple):
+    "A place in a call and in its schema."
+    name: str = ""     # as in `FieldSegment`
+    line: str = ""
+    at: str = ""       # JSON pointer of the schema
+    must: bool = True  # whether something must stand there
+    lists: int = 0     # lists that it lies in
+
+    def key(self, key: str, must: bool): return Where(*(f"{n}.{key}" if n else key for n in self[:2]), self.at + "/properties" + pointer(key), self.must and must, self.lists)
+    def within(self, suffix: str, at: str, line: str | None = None, must: bool = False, deeper: int = 0):
+        return Where(self.name + suffix, self.line + (suffix if line is None else line), self.at + at, self.must and must, self.lists + deeper)
+
+@dataclass
+class Builder:
+    "Hands out the slots of one call."
+    budgets: BudgetConfig
+    slots: list = field(default_factory=list)
+
+# %% ../nbs/04_scaffold.ipynb #bf891dba
+@patch
+def leaf(self: Builder, schema: dict, where: Where, handed: str = "") -> SlotNode:
+    "One slot."
+    if len(self.slots) == MAX_SLOTS: raise ScaffoldError(f"{where.at}: the schema needs more than {MAX_SLOTS} slots")
+    kind = "json" if handed else slot_kind(schema)
+    options = () if handed else slot_options(schema)
+    if kind == "enum" and options:
+        options = tuple(o for o in options if fits(o, schema))
+        if not options: raise ScaffoldError(f"{where.at}: no option of the enum validates")
+    self.slots.append(FieldSegment(0, where.name, kind, schema, where.must, options, mask_budget(kind, self.budgets), where.line, handed))
+    return SlotNode(schema, len(self.slots) - 1)
+
+@patch
+def place(self: Builder, schema: dict | bool, where: Where):
+    "Lay out one place of a call."
+    schema = schema if isinstance(schema, dict) else {} if schema else {"not": {}}
+    if "enum" in schema or "const" in schema: return self.leaf(schema, where)
+    in_the_way = next((k for k in HANDED if k in schema), "oneOf" if "anyOf" in schema and "oneOf" in schema else None)
+    if in_the_way: return self.leaf(schema, where, f"{where.at}/{in_the_way}")
+    kinds = value_types(schema)
+    if "anyOf" in schema or "oneOf" in schema or len(kinds) > 1: return self.lay_union(schema, where)
+    if kinds == ["object"]: return self.lay_object(schema, where)
+    return self.lay_list(schema, where) if kinds == ["array"] and slot_kind(schema) == "json" else self.leaf(schema, where)
+
+# %% ../nbs/04_scaffold.ipynb #7c0bcad8
+@patch
+def lay_object(self: Builder, schema: dict, where: Where):
+    "An object; one of which nothing is known is a slot of kind json."
+    properties, further = schema.get("properties", {}), schema.get("additionalProperties", True)
+    if not properties and further is False: return self.leaf({"const": {}}, where)
+    if not properties and not isinstance(further, dict): return self.leaf(schema, where)
+    children = {k: self.place(s, where.key(k, k in schema.get("required", []))) for k, s in properties.items() if s is not False}
+    if not isinstance(further, dict): return ObjectNode(schema, children, [])
+    keys, entries = merge_schemas({"type": "string"}, schema.get("propertyNames", {})), []
+    if keys is None: return self.leaf(schema, where, f"{where.at}/propertyNames")
+    for i in range(min(self.budgets.items >> where.lists, schema.get("maxProperties", MAX_ITEMS))):
+        inside = lambda part, at: where.within(f"[{i}]:{part}", at, f"[]:{part}", deeper=1)
+        key = self.leaf({"description": "a name", **keys}, inside("key", "/propertyNames"))
+        entries.append((key.slot, self.place(further, inside("value", "/additionalProperties"))))
+    return ObjectNode(schema, children, entries)
+
+@patch
+def lay_list(self: Builder, schema: dict, where: Where):
+    "A list of what is no scalar, or a tuple; one of which nothing is known is a slot of kind json."
+    items, fixed = schema.get("items", True), schema.get("prefixItems", [])
+    if not fixed and items in (True, {}): return self.leaf(schema, where)
+    least, room = schema.get("minItems", 0), len(fixed) + (max(1, self.budgets.items >> where.lists) if items is not False else 0)
+    n = max(least, min(room, schema.get("maxItems", room)))
+    if n > MAX_ITEMS: raise ScaffoldError(f"{where.at}/minItems: more than {MAX_ITEMS} items of this kind cannot be laid out")
+    nodes = [self.place(s, where.within(f"[{i}]", f"/prefixItems/{i}", must=i < least)) for i, s in enumerate(fixed[:n])]
+    for i in range(len(nodes), n): nodes.append(self.place(items, where.within(f"[{i}]", "/items", "[]", i < least, 1)))
+    return ListNode(schema, nodes, least, bool(fixed))
+
+# %% ../nbs/04_scaffold.ipynb #eeb6f910
+def union_forms(schema: dict) -> list[dict]:
+    "The forms that a union may take, each with what stands beside the union; forms that contradict it are out."
+    key = next((k for k in ("anyOf", "oneOf") if k in schema), None)
+    if key is None: return [{**schema, "type": kind} for kind in (value_types(schema) + ["null"] * ("null" in schema["type"]))]
+    beside = {k: v for k, v in schema.items() if k not in (key, "description", "default", "discriminator")}
+    forms = [form if isinstance(form, dict) else {} for form in schema[key] if form is not False]
+    return [m for m in (merge_schemas(beside, form) for form in forms) if m is not None] if beside else forms
+
+def form_labels(forms: list[dict]) -> list[str]:
+    "A name for each form: the constant that tells it apart, its type, or what it requires."
+    labels = []
+    for form in forms:
+        said = [s.get("const", s["enum"][0] if len(s.get("enum", [])) == 1 else None) for s in form.get("properties", {}).values() if isinstance(s, dict)]
+        said = next((v for v in said if isinstance(v, str) and v), None)
+        keys = ", ".join(form.get("required") or list(form.get("properties", {})))
+        label = said or (f"object with {keys}" if keys else type_name(form))
+        labels.append(label if label not in labels else f"{label} ({len(labels) + 1})")
+    return labels
+
+# %% ../nbs/04_scaffold.ipynb #505b6021
+def with_null(schema: dict) -> dict:
+    "The schema of a leaf that may be null too."
+    if "const" in schema: schema = {**{k: v for k, v in schema.items() if k != "const"}, "enum": [schema["const"]]}
+    if "enum" in schema: schema = {**schema, "enum": [*schema["enum"], None]}
+    kinds = value_types(schema)
+    return {**schema, "type": [*kinds, "null"]} if kinds and "type" in schema else schema
+
+@patch
+def lay_union(self: Builder, schema: dict, where: Where):
+    "A choice between forms."
+    forms, note = union_forms(schema), {k: schema[k] for k in ("description", "default") if k in schema}
+    if not forms: raise ScaffoldError(f"{where.at}: no form of the union can be met")
+    if all("enum" in f or "const" in f for f in forms):
+        said = {repr(o): o for f in forms for o in f.get("enum", [f.get("const")]) if fits(o, schema)}
+        if not said: raise ScaffoldError(f"{where.at}: no option of the union validates")
+        return self.leaf({**note, "enum": [*said.values()]}, where)
+    real = [f for f in forms if f.get("type") != "null"]
+    if len(real) == 1 and len(forms) > 1 and slot_kind(real[0]) != "json": return self.leaf({**with_null(real[0]), **note}, where)
+    if len(forms) == 1: return self.place({**forms[0], **note}, where)
+    labels = form_labels(forms)
+    about = {"description": note["description"]} if "description" in note else {}
+    choice = self.leaf({**about, "enum": labels}, where.within(":form", "", must=True))
+    key = next((k for k in ("anyOf", "oneOf") if k in schema), "type")
+    nodes = [self.place(f, where.within(f":{label}", f"/{key}/{i}")) for i, (f, label) in enumerate(zip(forms, labels))]
+    return UnionNode(schema, choice.slot, labels, nodes)
+
+# %% ../nbs/04_scaffold.ipynb #3e89717d
+@lru_cache(1024)
+def character_automaton(regex: str) -> tuple:
+    "States and transitions of a regex over printable ASCII: start, {state: {character: state}}, characters to the nearest end."
+    from outlines_core import Index, Vocabulary
+    # framed as the token automata are: the search of outlines-core is leftmost-first, and would take 1 where 12 may follow
+    try: edges = Index(rf"\x01(?:{regex})\x02", Vocabulary(0, {bytes([c]): [c] for c in (1, 2, *range(32, 127))}))
+    except ValueError: return 0, {}, {}
+    start, edges = edges.get_initial_state(), edges.get_transitions()
+    moves = {s: {chr(c): t for c, t in found.items() if c > 2} for s, found in edges.items()}
+    left, changed = {s: 0 for s, found in edges.items() if 2 in found}, True
+    while changed:
+        nearer = {s: min(1 + left[t] for t in found.values() if t in left) for s, found in moves.items() if any(t in left for t in found.values())}
+        changed = any(n < left.get(s, 1 << 30) for s, n in nearer.items())
+        left |= {s: min(n, left.get(s, 1 << 30)) for s, n in nearer.items()}
+    return edges[start].get(1, start), moves, left
+
+def example_strings(
+    regex: str,              # as of `schema_regex`
+    least: int = 0,          # characters
+    most: int | None = None, # characters
+):
+    "Yield strings that match a regex, short ones first, in printable ASCII."
+    start, moves, left = character_automaton(regex)
+    queue, n = [(left[start], 0, "", start)] if start in left else [], 0
+    while queue and n < 20_000:
+        total, _, said, state = heappop(queue)
+        n += 1
+        if left[state] == 0 and least <= len(said) == total: yield said
+        for letter, then in moves.get(state, {}).items():
+            reach = max(len(said) + 1 + left.get(then, 1 << 30), least)
+            if reach <= (most or 1 << 20): heappush(queue, (reach, -len(said) - 1, said + letter, then))
+
+# %% ../nbs/04_scaffold.ipynb #dca034c8
+def small_texts(schema: dict, kind: str):
+    "Short strings, or numbers as text, that a schema may allow."
+    if kind == "string" and not {"pattern", "format"} & schema.keys():
+        for letter in "abcdefgh": yield letter * max(1, schema.get("minLength", 1))
+    if kind != "string":
+        ends = [schema[k] for k in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf") if k in schema]
+        tries = [0, *ends, *(e + d for e in ends for d in (1, -1)), sum(ends[:2]) / 2 if ends else 1, *range(1, 9)]
+        yield from (json.dumps(int(t) if kind == "integer" and t == int(t) else t) for t in tries)
+    regex = schema_regex({**schema, "type": kind})
+    if regex is not None: yield from islice(example_strings(regex, schema.get("minLength", 0), schema.get("maxLength")), 32)
+
+def small_lists(schema: dict):
+    "The shortest list a schema may allow, of different items."
+    fixed, least = schema.get("prefixItems", []), schema.get("minItems", 0)
+    head, found = [smallest_value(s) for s in fixed[:least]], []
+    for v in islice(small_values(schema.get("items", True)), 64) if least > len(fixed) else []:
+        if len(found) < least - len(fixed) and v not in found and fits(v, schema.get("items", True)): found.append(v)
+    if found and len(found) < least - len(fixed): found = (found * least)[:least - len(fixed)]   # repeated, where that is allowed
+    if INVALID not in head: yield head + found
+
+# %% ../nbs/04_scaffold.ipynb #b665bf53
+def small_objects(schema: dict):
+    "The smallest objects a schema may allow: what is required, then a property more each time, then entries of a map."
+    properties, out = schema.get("properties", {}), {}
+    for key in schema.get("required", []): out[key] = smallest_value(properties.get(key, True))
+    yield dict(out)
+    for key, value in ((k, smallest_value(s)) for k, s in properties.items() if k not in out):
+        if value is not INVALID: out[key] = value; yield dict(out)
+    further = schema.get("additionalProperties", True)
+    value = smallest_value(further) if further is not False else INVALID
+    for key in islice(small_values({"type": "string", **schema.get("propertyNames", {})}), schema.get("minProperties", 0)):
+        if value is not INVALID: out.setdefault(key, value); yield dict(out)
+
+def small_values(schema: dict | bool):
+    "Small values that a schema may allow, the default and the options first."
+    if not isinstance(schema, dict): schema = {} if schema else {"enum": []}
+    yield from [schema[k] for k in ("default", "const") if k in schema] + schema.get("enum", [])
+    if "anyOf" in schema or "oneOf" in schema: yield from (v for form in union_forms(schema) for v in islice(small_values(form), MAX_OPTIONS))
+    named = schema.get("type", [])
+    for kind in value_types(schema) + ["null"] * ("null" in named) or ["string", "integer", "object", "array"]:
+        if kind in ("boolean", "null"): yield from {"boolean": (False, True), "null": (None,)}[kind]
+        elif kind == "array": yield from small_lists(schema)
+        elif kind == "object": yield from small_objects(schema)
+        else: yield from small_texts(schema, kind) if kind == "string" else map(json.loads, small_texts(schema, kind))
+
+def smallest_value(schema: dict | bool):
+    "A small value that validates, or INVALID."
+    return next((v for v in islice(small_values(schema), 4 * MAX_OPTIONS) if v is not INVALID and fits(v, schema)), INVALID)
+
+# %% ../nbs/04_scaffold.ipynb #3903dbc1
+def impossible(node, at: str) -> str:
+    "JSON pointer and rules of the innermost required part for which no value can be found, empty where all have one."
+    if smallest_value(node.schema) is not INVALID: return ""
+    inner = []
+    if isinstance(node, ObjectNode): inner = [(c, f"{at}/properties{pointer(k)}") for k, c in node.children.items() if node.requires(k)]
+    if isinstance(node, ListNode): inner = [(n, f"{at}/items") for n in node.items[:node.least]]
+    rules = ", ".join(k for k in node.schema if k not in ("type", "description", "properties", "required", "title", "default"))
+    return next((found for child, here in inner if (found := impossible(child, here))), (at or "/") + (f" ({rules})" if rules else ""))
+
+def mended(node, value):
+    "A value put right: parts that do not validate are left out, or replaced by their smallest value."
+    if value is INVALID or value is ABSENT: value = smallest_value(node.schema)
+    if value is INVALID or fits(value, node.schema): return value
+    if isinstance(node, ObjectNode) and isinstance(value, dict):
+        parts = {k: mended(c, value.get(k, ABSENT)) for k, c in node.children.items() if k in value or node.requires(k)}
+        further = {k: v for k, v in value.items() if k not in node.children}
+        for better in ({**parts, **further}, parts, {k: v for k, v in parts.items() if node.requires(k) or same(v, value.get(k))}):
+            if INVALID not in better.values() and fits(better, node.schema): return better
+    if isinstance(node, ListNode) and isinstance(value, list):
+        parts = [v for n, x in zip(node.items, value) if (v := mended(n, x)) is not INVALID]
+        for better in (parts, [v for i, v in enumerate(parts) if v not in parts[:i]]):
+            if fits(better, node.schema): return better
+    return smallest_value(node.schema)
+
+# %% ../nbs/04_scaffold.ipynb #13a5263d
+@dataclass
+class SchemaTemplate:
+    "The fixed JSON of one or more calls, and its slots."
+    tools: list      # the `Tool` of each call, in order
+    segments: list   # `FieldSegment`s of all calls, in order
+    roots: list      # the tree of each call
+
+    def __len__(self): return len(self.segments)
+    def __repr__(self): return f"SchemaTemplate({', '.join(t.name for t in self.tools)}: {len(self)} slots)"
+
+@lru_cache(4096)
+def lay_out(parameters: str, budgets: BudgetConfig) -> tuple:
+    "The tree and the slots of a tool's parameters (as JSON text); a `ScaffoldError` where nothing that validates can come of them."
+    schema, builder = json.loads(parameters), Builder(budgets)
+    root = builder.place(schema, Where())
+    if not isinstance(root, ObjectNode): root = builder.slots.clear() or ObjectNode(schema, {}, [])
+    if not any(s.handed for s in builder.slots) and (at := impossible(root, "")): raise ScaffoldError(f"{at}: no value that validates was found")
+    return root, tuple(builder.slots)
+
+# %% ../nbs/04_scaffold.ipynb #4eb16477
+def build_schema_template(
+    tools,                                   # a tool, or a list with the tool of each call (anything `as_tool` takes)
+    budgets: BudgetConfig = BudgetConfig(),  # room for written values
+) -> SchemaTemplate:
+    "Lay out the calls of one canvas; a slot inside an optional object may be left out."
+    tools = [as_tool(t) for t in (tools if isinstance(tools, (list, tuple)) else [tools])]
+    if not tools: raise ScaffoldError("a template needs at least one tool")
+    roots, segments = [], []
+    for i, tool in enumerate(tools):
+        try: root, slots = lay_out(json.dumps(tool.parameters), budgets)
+        except ScaffoldError as e: raise ScaffoldError(f"tool {tool.name}: {e}") from None
+        roots.append(root)
+        segments += [replace(s, call=i) for s in slots] if i else slots
+    return SchemaTemplate(tools, segments, roots)
+
+# %% ../nbs/04_scaffold.ipynb #d72bc1a2
+@patch
+def parts(self: SchemaTemplate, values: list):
+    "Yield the tree and the values of each call."
+    start = 0
+    for i, root in enumerate(self.roots):
+        size = sum(s.call == i for s in self.segments)
+        yield root, values[start:start + size], start
+        start += size
+
 @patch
 def values(self: SchemaTemplate, calls: list[dict]) -> list:
     "One value per slot from gold calls in the template's order, `ABSENT` where the call leaves it out."
-    def get(node, path):
-        for key in path:
-            if not isinstance(node, dict) or key not in node: return ABSENT
-            node = node[key]
-        return node
-    return [get(calls[s.call]["arguments"], s.path) for s in self.segments]
-
-# %% ../nbs/04_scaffold.ipynb #01b7d2ec
-def required_objects(schema: dict) -> dict:
-    "The empty tree of an object schema: its required objects, and theirs."
-    inner = {k: v for k, v in schema.get("properties", {}).items() if k in schema.get("required", []) and isinstance(v, dict)}
-    return {k: required_objects(v) for k, v in inner.items() if v.get("type") == "object" and v.get("properties") and "enum" not in v}
+    out = []
+    for (root, part, _), call in zip(self.parts([ABSENT] * len(self)), calls, strict=True):
+        root.take(call["arguments"], part)
+        out += part
+    return out
 
 @patch
 def assemble(self: SchemaTemplate, values: list) -> list[dict]:
     "Calls ({name, arguments}) from one value per slot; `ABSENT` leaves a slot out; required objects appear even when empty."
-    calls = [dict(name=t.name, arguments=required_objects(t.parameters)) for t in self.tools]
-    for segment, value in zip(self.segments, values, strict=True):
-        if value is ABSENT: continue
-        node, schema = calls[segment.call]["arguments"], self.tools[segment.call].parameters
-        for key in segment.path[:-1]:
-            schema = schema["properties"][key]
-            node = node.setdefault(key, required_objects(schema))
-        node[segment.path[-1]] = value
-    return calls
+    return [dict(name=tool.name, arguments=root.build(part)) for tool, (root, part, _) in zip(self.tools, self.parts(values), strict=True)]
 
-# %% ../nbs/04_scaffold.ipynb #e81753c9
+# %% ../nbs/04_scaffold.ipynb #3a819cb7
+@patch
+def live_slots(self: SchemaTemplate, values: list) -> dict[int, bool]:
+    "The slots that count, given what is filled: index -> whether it must be filled."
+    return {start + i: must for root, part, start in self.parts(values) for i, must in root.live(part)}
+
 @patch
 def missing_slots(self: SchemaTemplate, values: list) -> list[int]:
     "Indices of slots left out although their object is there and requires them."
-    filled = {(s.call, s.path[:n]) for s, v in zip(self.segments, values) if v is not ABSENT for n in range(len(s.path))}
-    return [i for i, (s, v) in enumerate(zip(self.segments, values)) if v is ABSENT and self.needed(s, filled)]
+    return [i for i, must in self.live_slots(values).items() if must and values[i] is ABSENT]
 
 @patch
-def needed(self: SchemaTemplate, segment: FieldSegment, filled: set) -> bool:
-    "Whether a slot must be filled, given the set of (call, path) of objects that hold something."
-    schema, present = self.tools[segment.call].parameters, True
-    for n, key in enumerate(segment.path):
-        requires = key in schema.get("required", [])
-        present = present and (requires or (segment.call, segment.path[:n + 1]) in filled)
-        if not present: return False
-        if n == len(segment.path) - 1: return requires
-        schema = schema["properties"][key]
-    return False
+def settle(self: SchemaTemplate, values: list) -> tuple[list[dict], list[int]]:
+    "Calls that validate, and which of them had to be mended; a `ScaffoldError` where that cannot be done."
+    calls, mends = self.assemble(values), []
+    for i, (tool, root, call) in enumerate(zip(self.tools, self.roots, calls)):
+        if not validate_arguments(tool, call["arguments"]): continue
+        call["arguments"] = mended(root, call["arguments"])
+        mends.append(i)
+        problems = ["nothing validates"] if call["arguments"] is INVALID else validate_arguments(tool, call["arguments"])
+        if problems: raise ScaffoldError(f"tool {tool.name}: no call that validates was found: {problems[0]}")
+    return calls, mends
 
 # %% ../nbs/04_scaffold.ipynb #322cdee7
-def clip(text: str, limit: int) -> str:
-    "One line of at most `limit` characters, control characters out."
-    text = re.sub(r"[\x00-\x1f\x7f]+", " ", text or "").strip()
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
 
-def spell(value) -> str:
-    "An option as it is spelled in the prompt."
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def clip(text: str, limit: int) -> str:
+    "One line of at most `limit` characters; control, bidirectional and zero-width characters out."
+    text = _UNSEEN.sub(" ", (text or "")[: 4 * limit]).strip()
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 def type_words(segment: FieldSegment) -> str:
     "A slot's type and whether it is required, in words."
     kind = "" if segment.kind in ("enum", "boolean") and segment.options else segment.kind
     if segment.kind == "array": kind = f"list of {slot_kind(segment.schema['items'])}"
     if segment.kind == "array" and "enum" in segment.schema["items"]:
-        kind = "list of " + ", ".join(map(spell, segment.schema["items"]["enum"][:MAX_OPTIONS]))
+        kind = "list of " + ", ".join(clip(spell(o), 60) for o in segment.schema["items"]["enum"][:MAX_OPTIONS])
     return ", ".join(w for w in (kind, "required" if segment.required else "") if w)
 
 # %% ../nbs/04_scaffold.ipynb #e45f89d4
 def parameter_line(segment: FieldSegment) -> tuple[str, list[tuple[int, int]]]:
     "The prompt's line about a slot, and where each option stands in it."
-    line, spans = f"- {clip(segment.name, 80)} (", []
+    line, spans = f"- {clip(segment.line, 80)} (", []
     for i, option in enumerate(segment.options):
         default = segment.schema.get("default", ABSENT) is option and segment.kind not in ("enum", "boolean")
         line += (", " if i else "") + ("default " if default else "")
@@ -205,20 +539,20 @@ def turns_text(messages: list[dict]) -> str:
     "A conversation as plain text; a single user turn stands alone."
     spoken = [m for m in messages if m.get("role") != "system" and m.get("content")]
     if len(spoken) == 1: return "Request: " + spoken[0]["content"].strip()
-    return "\n".join(f"{m['role']}: {m['content'].strip()}" for m in spoken)
+    return "\n".join(f"{m['role']}: " + "\n  ".join(m["content"].strip().splitlines()) for m in spoken)   # further lines cannot pass for turns
 
 def body_text(template: SchemaTemplate, messages: list[dict]) -> tuple[str, list, tuple]:
     "The prompt's body, the character spans of every slot's options, and that of the request."
-    text, spans_of = "", {}   # a tool that is called twice is described once
+    text, told, options = "", {}, []   # a tool that is called twice is described once, and so is what the items of a list share
     for i, tool in enumerate(template.tools):
-        if tool.name in spans_of: continue
-        text += f"{clip(tool.name, 120)}: {clip(tool.description, 300)}\n"
-        spans_of[tool.name] = []
+        if (tool.name,) not in told: text += f"{clip(tool.name, 120)}: {clip(tool.description, 300)}\n"
+        told[tool.name,] = []
         for s in (s for s in template.segments if s.call == i):
             line, spans = parameter_line(s)
-            spans_of[tool.name].append([(len(text) + a, len(text) + b) for a, b in spans])
-            text += line + "\n"
-    options = [spans for tool in template.tools for spans in spans_of[tool.name]]
+            if (tool.name, line) not in told:
+                told[tool.name, line] = [(len(text) + a, len(text) + b) for a, b in spans]
+                text += line + "\n"
+            options.append(told[tool.name, line])
     start = len(text) + 1
     text += "\n" + turns_text(messages)
     return text, options, (start, len(text))
@@ -307,21 +641,20 @@ def read_back(text: str, segment: FieldSegment):
     return value if fits(value, segment.schema) else cast(text, segment.schema)
 
 # %% ../nbs/04_scaffold.ipynb #53ff2539
-def slot_label(base: Base, prompt: Prompt, i: int, value, span: tuple | None = None) -> SlotLabel:
-    "The plan for one slot and its gold value; `span` is its known character span in the body."
+def slot_label(base: Base, prompt: Prompt, i: int, value, span: tuple | None = None, exact: bool = False) -> SlotLabel:
+    "The plan for one slot and its gold value; `span` is its known character span in the body; `exact` as in `encode_labels`."
     segment = prompt.template.segments[i]
     if value is ABSENT: return SlotLabel(0)
     tokens = base.encode(written(value, segment))[0]
-    for k, option in enumerate(segment.options):
-        if same(option, value) and (segment.kind in ("enum", "boolean", "null")): return SlotLabel(2, option=k, tokens=tokens)
+    # of options that differ in case alone the one that is meant
+    options = [k for strict in (True, False)[:2 - exact] for k, o in enumerate(segment.options) if same(o, value, strict)]
+    if options and segment.kind in ("enum", "boolean", "null"): return SlotLabel(2, option=options[0], tokens=tokens)
     a, b = prompt.request
     chars = [span] if span else [(a + s, a + e) for s, e in find_value(value, segment.schema, prompt.body[a:b])]
     spans = [t for t in (token_span(prompt.offsets, *c) for c in chars) if t and t[1] - t[0] < MAX_SPAN]
-    spans = [t for t in spans if same(cast(prompt.text(*t), segment.schema), value)]
+    spans = [t for t in spans if same(cast(prompt.text(*t), segment.schema), value, exact)]
     if spans: return SlotLabel(1, spans=spans[:4], tokens=tokens)
-    for k, option in enumerate(segment.options):
-        if same(option, value): return SlotLabel(2, option=k, tokens=tokens)
-    return SlotLabel(3, tokens=tokens)
+    return SlotLabel(2, option=options[0], tokens=tokens) if options else SlotLabel(3, tokens=tokens)
 
 # %% ../nbs/04_scaffold.ipynb #91bb8788
 def pad_labels(tokens: list[int], budget: int, null_id: int) -> list[int]:
@@ -334,13 +667,14 @@ def encode_labels(
     prompt: Prompt,
     calls: list[dict],           # gold calls, in the template's order
     spans: list[dict] | None = None, # known character spans of values in the query, per call (see the tool bank)
+    exact: bool = False,         # write what the text says in other letters only, instead of copying it as it stands there
 ) -> list[SlotLabel]:
     "The gold plan of every slot; `spans` count from the start of the query."
     values, labels = prompt.template.values(calls), []
     shift = prompt.request[0] + len("Request: ")
     for i, (segment, value) in enumerate(zip(prompt.template.segments, values)):
         known = (spans or {}) and spans[segment.call].get(segment.name)
-        labels.append(slot_label(base, prompt, i, value, tuple(x + shift for x in known) if known else None))
+        labels.append(slot_label(base, prompt, i, value, tuple(x + shift for x in known) if known else None, exact))
     return labels
 
 def label_value(base: Base, prompt: Prompt, i: int, label: SlotLabel):

@@ -9,24 +9,39 @@ from functools import lru_cache
 from .tools import Tool, validate_arguments
 
 # %% auto #0
-__all__ = ['KINDS', 'INVALID', 'slot_kind', 'words_to_digits', 'cast_number', 'fits', 'cast_string', 'date_form', 'cast_date',
-           'cast_integer', 'cast_float', 'cast_option', 'cast_boolean', 'read_json', 'cast_json', 'thousands',
-           'cast_array', 'cast', 'same', 'plain_text', 'find_string', 'find_number', 'find_list', 'find_value',
-           'small_number', 'fallback_value']
+__all__ = ['KINDS', 'COMPOSED', 'INVALID', 'value_types', 'slot_kind', 'words_to_digits', 'cast_number', 'fits',
+           'spoken_duration', 'spoken_time', 'spellings', 'cast_string', 'date_form', 'cast_date', 'cast_integer',
+           'cast_float', 'cast_option', 'spell', 'cast_boolean', 'read_json', 'cast_json', 'thousands', 'cast_array',
+           'cast', 'same', 'plain_text', 'find_string', 'find_number', 'find_list', 'find_value']
 
 # %% ../nbs/02_values.ipynb #699bfc3d
 KINDS = ("string", "integer", "number", "boolean", "enum", "null", "array", "json")
+COMPOSED = ("anyOf", "oneOf", "allOf", "not", "if", "$ref")   # a schema with one of these is not a leaf
+_IMPLIED = {"properties": "object", "additionalProperties": "object", "items": "array", "prefixItems": "array", "minItems": "array",
+            "pattern": "string", "format": "string", "minLength": "string", "maxLength": "string",
+            "minimum": "number", "maximum": "number", "exclusiveMinimum": "number", "exclusiveMaximum": "number", "multipleOf": "number"}
 
+def value_types(
+    schema: dict,  # a normalised JSON Schema
+) -> list[str]:    # JSON types, `null` only where it stands alone; [] for anything
+    "The types a value may have, from `type` or implied by another keyword."
+    kinds = schema.get("type") or next((kind for key, kind in _IMPLIED.items() if key in schema), [])
+    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+    if "number" in kinds and "integer" in kinds: kinds.remove("integer")
+    return [k for k in kinds if k != "null"] or kinds
+
+# %% ../nbs/02_values.ipynb #3bbf7117
 def slot_kind(
     schema: dict,  # a normalised JSON Schema
 ) -> str:          # one of `KINDS`
     "The kind of value that fills a leaf of a schema."
+    if not isinstance(schema, dict): return "json"
     if "enum" in schema or "const" in schema: return "enum"
-    kind = schema.get("type")
-    if kind == "array":
-        items = schema.get("items")
-        return "array" if isinstance(items, dict) and slot_kind(items) in ("string", "integer", "number", "boolean", "enum") else "json"
-    return kind if kind in KINDS and kind not in ("array", "json") else "string" if isinstance(kind, list) and "string" in kind else "json"
+    if any(k in schema for k in COMPOSED): return "json"
+    kinds = value_types(schema)
+    if kinds != ["array"]: return kinds[0] if len(kinds) == 1 and kinds[0] != "object" else "json"
+    items = "json" if "prefixItems" in schema else slot_kind(schema.get("items", {}))
+    return "array" if items in ("string", "integer", "number", "boolean", "enum") else "json"
 
 # %% ../nbs/02_values.ipynb #751c481c
 _NUMERAL = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+−]?\.\d+")
@@ -63,7 +78,8 @@ def cast_number(
 INVALID = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()
 
 def fits(value, schema: dict) -> bool:
-    "Whether a value validates; plain scalar schemas are checked without jsonschema, which is slow."
+    "Whether a value validates, formats included; plain scalar schemas are checked without jsonschema, which is slow."
+    if not isinstance(schema, dict): return bool(schema)
     if set(schema) <= {"type", "description", "default"} and isinstance(kind := schema.get("type"), str) and kind != "array":
         right = dict(string=str, integer=int, number=(int, float), boolean=bool, object=dict, null=type(None))[kind]
         return isinstance(value, right) and (kind == "boolean" or not isinstance(value, bool))
@@ -73,12 +89,44 @@ def fits(value, schema: dict) -> bool:
 def _holder(schema: str) -> Tool:
     return Tool("v", "", dict(type="object", properties=dict(v=json.loads(schema)), required=["v"]))
 
+# %% ../nbs/02_values.ipynb #2970f960
+_PERIOD = re.compile(r"(\d+(?:\.\d+)?)\s*(year|month|week|day|hour|hr|minute|min|second|sec)s?\b", re.I)
+_LETTER = dict(year="Y", month="M", week="W", day="D", hour="H", hr="H", minute="M", min="M", second="S", sec="S")
+
+def spoken_duration(text: str) -> str:
+    "An ISO 8601 duration from words such as `2 hours and 30 minutes`; empty where there is none."
+    parts = [(n, unit.lower()) for n, unit in _PERIOD.findall(words_to_digits(text))]
+    day = "".join(n + _LETTER[u] for n, u in parts if u in ("year", "month", "week", "day"))
+    clock = "".join(n + _LETTER[u] for n, u in parts if u not in ("year", "month", "week", "day"))
+    return f"P{day}" + (f"T{clock}" if clock else "") if parts else ""
+
+def spoken_time(text: str, whole: bool) -> str:
+    "An RFC 3339 time, or date and time (`whole`), from a spoken one; empty where there is none."
+    from dateutil import parser
+    import datetime as dt
+    try: first, second = (parser.parse(text, default=dt.datetime(*d)) for d in ((2001, 1, 1, 1), (2003, 3, 4, 2)))
+    except (ValueError, OverflowError): return ""
+    if first.time() != second.time() or whole and first.date() != second.date(): return ""
+    return first.strftime("%Y-%m-%dT%H:%M:%SZ" if whole else "%H:%M:%SZ")
+
+def spellings(text: str, schema: dict) -> list[str]:
+    "Other ways to write a text, for a schema with a format or a pattern."
+    form = schema.get("format")
+    if form in ("time", "date-time"): return [spoken_time(text, form == "date-time")]
+    if form == "duration": return [spoken_duration(text)]
+    if form == "uri": return ["https://" + text]
+    if not form and "pattern" not in schema: return []
+    return [text.rstrip(".,;"), text.upper(), text.lower(), re.sub(r"[\s-]+", "", text), re.sub(r"[\s-]+", "", text).upper()]
+
 # %% ../nbs/02_values.ipynb #d571b261
 def cast_string(text: str, schema: dict):
-    "Text as it stands, without the quotes around it; a date where the schema's format or description asks for one."
+    "Text as it stands, without the quotes around it, in the form that the schema's format, pattern or description asks for."
     if len(text) > 1 and text[0] in "\"'“‘«" and text[-1] in "\"'”’»": text = text[1:-1].strip()
     if not text: return INVALID
-    return cast_date(text, schema) if date_form(schema) else text
+    if date_form(schema): return cast_date(text, schema)
+    if schema.get("format") in ("email", "uri"): text = text.rstrip(".,;")
+    forms = [text, *spellings(text, schema)]
+    return next((t for t in forms[1:] if fits(t, schema)), text) if len(forms) > 1 and not fits(text, schema) else text
 
 def date_form(schema: dict) -> str | None:
     "The strftime form of a date that the schema asks for, None where it asks for none."
@@ -95,7 +143,7 @@ def cast_date(text: str, schema: dict):
     except (ValueError, OverflowError): return text
     return first.strftime(date_form(schema)) if first.date() == second.date() else text   # both agree only on a full date
 
-# %% ../nbs/02_values.ipynb #95f026f3
+# %% ../nbs/02_values.ipynb #75285bb5
 def cast_integer(text: str, schema: dict):
     "A whole number from digits or words."
     value = cast_number(text)
@@ -110,9 +158,11 @@ def cast_option(text: str, schema: dict):
     "The option that a text names, letter case and spelling of gaps aside."
     def plain(x): return re.sub(r"[\s_\-]+", " ", str(x)).strip().lower()
     options = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    for option in options:
-        if plain(option) == plain(text): return option
-    return INVALID
+    return next((o for o in options if plain(spell(o)) == plain(text)), INVALID)
+
+def spell(value) -> str:
+    "An option as it is spelled in a prompt."
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 def cast_boolean(text: str, schema: dict):
     "True and false, and the words people say for them."
@@ -157,11 +207,11 @@ def cast(
     return value if value is not INVALID and fits(value, schema) else INVALID
 
 # %% ../nbs/02_values.ipynb #a2944a25
-def same(a, b) -> bool:
-    "Equality of values under BFCL's string normalisation (case, spaces and light punctuation aside)."
-    if isinstance(a, str) and isinstance(b, str): return plain_text(a) == plain_text(b)
-    if isinstance(a, list) and isinstance(b, list): return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, dict) and isinstance(b, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+def same(a, b, strict: bool = False) -> bool:
+    "Equality of values under BFCL's string normalisation (case, spaces and light punctuation aside), or letter for letter."
+    if isinstance(a, str) and isinstance(b, str): return a == b if strict else plain_text(a) == plain_text(b)
+    if isinstance(a, list) and isinstance(b, list): return len(a) == len(b) and all(same(x, y, strict) for x, y in zip(a, b))
+    if isinstance(a, dict) and isinstance(b, dict): return a.keys() == b.keys() and all(same(a[k], b[k], strict) for k in a)
     return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 def plain_text(text: str) -> str:
@@ -209,31 +259,3 @@ def find_value(value, schema: dict, text: str) -> list[tuple[int, int]]:
     found = find_string(value, text) if isinstance(value, str) else find_number(value, text)
     if not found and isinstance(value, str) and date_form(schema): found = [m.span() for m in _DATE.finditer(text)]
     return [s for s in found if same(cast(text[slice(*s)], schema), value)]
-
-# %% ../nbs/02_values.ipynb #44163f7b
-def small_number(schema: dict, whole: bool):
-    "A number that a schema's bounds allow, 0 where none of the simple ones is; `whole`: an integer."
-    low, above, high, below = (schema.get(k) for k in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"))
-    ends = [b if a is None else a for a, b in ((above, low), (below, high))]
-    tries = [low, None if above is None else above + 1, 0, high, None if below is None else below - 1]
-    if None not in ends: tries.append(sum(ends) / 2)
-    for x in (x for x in tries if x is not None):
-        for value in (math.ceil(x), math.floor(x)) if whole else (x,):
-            if fits(value, schema): return value
-    return 0
-
-# %% ../nbs/02_values.ipynb #9579f4ab
-def fallback_value(schema: dict):
-    "A small value that validates: the default, an option, or the least the type allows; it need not meet patterns and other finer rules."
-    if not isinstance(schema, dict): return ""
-    listed = [schema[k] for k in ("default", "const") if k in schema] + schema.get("enum", [])
-    listed += [fallback_value(s) for s in schema.get("anyOf", []) + schema.get("oneOf", [])]
-    for value in listed:
-        if fits(value, schema): return value
-    kind = schema.get("type")
-    kind = kind[0] if isinstance(kind, list) else kind
-    if kind in ("integer", "number"): return small_number(schema, kind == "integer")
-    if kind == "object": return {k: fallback_value(schema.get("properties", {}).get(k, {})) for k in schema.get("required", [])}
-    if kind == "array": return [fallback_value(schema.get("items", {}))] * schema.get("minItems", 0)
-    if kind == "string": return "x" * schema.get("minLength", 0)
-    return dict(boolean=False, null=None).get(kind, "")

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from smoldiff.decoding import DecodingConfig, fill
 from smoldiff.noise import SCHEDULES, T_LAWS, mask_slots, sample_t
-from smoldiff.scaffold import ABSENT, PLANS, BudgetConfig, build_schema_template, encode_labels, encode_prompt, label_value
+from smoldiff.scaffold import (ABSENT, PLANS, BudgetConfig, build_schema_template, encode_labels, encode_prompt, label_value,
+                               smallest_value)
 from smoldiff.tools import as_tool, validate_arguments
-from smoldiff.values import INVALID, cast, fallback_value, find_value, fits, same
+from smoldiff.values import INVALID, cast, find_value, fits, same
 
 many = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -176,7 +177,7 @@ def test_whatever_the_head_believes_the_call_validates(make_head, toy, canvas, r
 @given(objects())
 def test_the_last_resort_validates(schema):
     for name, child in schema["properties"].items():
-        assert fits(fallback_value(child), child), (child, fallback_value(child))
+        assert fits(smallest_value(child), child), (child, smallest_value(child))
 
 
 # Values, labels and back

@@ -210,7 +210,7 @@ def constraints() -> dict[str, Version]:
     return {canonicalize_name(n): Version(v) for n, v in (r.split("==") for r in rows)}
 
 
-@pytest.mark.parametrize("key", ["requirements", "dev_requirements"])
+@pytest.mark.parametrize("key", ["requirements", "ar_requirements", "dev_requirements"])
 def test_every_requirement_is_pinned_within_its_range(key):
     pins = constraints()
     for need in requirements(key):

@@ -1,0 +1,62 @@
+"Whatever the head believes, what leaves validates: random schemas times random logits. SMOLDIFF_FUZZ names how many (2,000 by default)."
+import os
+from collections import Counter
+
+import pytest
+from conftest import save_toy_base
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from schemas import WildHead, blank_features, requests, small_tokenizer, tools
+
+from smoldiff.base import load_base
+from smoldiff.decoding import DecodingConfig, fill
+from smoldiff.scaffold import BudgetConfig, ScaffoldError, build_schema_template, encode_prompt
+from smoldiff.tools import ToolError, as_tool
+
+N = int(os.environ.get("SMOLDIFF_FUZZ", 2000))
+
+
+def valid(tool, arguments):
+    "Against the schema as the caller wrote it, formats checked."
+    return Draft202012Validator(tool["parameters"], format_checker=Draft202012Validator.FORMAT_CHECKER).is_valid(arguments)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    "A base of few tokens."
+    return load_base(str(save_toy_base(tmp_path_factory.mktemp("small") / "base", small_tokenizer(), context=100_000)), device="cpu")
+
+
+def answer(base, head, tool, request, number):
+    "Calls for a request, by beliefs that a number stands for."
+    budgets = BudgetConfig() if number % 4 else BudgetConfig(string=5, number=4, array=6, json=8, items=2)
+    template = build_schema_template([as_tool(tool)] * (2 if number % 16 == 1 else 1), budgets)
+    prompt = encode_prompt(base, template, [{"role": "user", "content": request}], max_tokens=10 ** 6)
+    config = DecodingConfig(steps=1 + number % 3, token_steps=1 + number % 4, temperature=number % 2, seed=number, autoregress=False)
+    return fill(base, head.believe(number), prompt, config, blank_features(prompt))
+
+
+def test_what_leaves_is_valid(base, small, capsys):
+    heads = {(b, v): WildHead(b, v) for b in (base, small) for v in ("slot", "token")}
+    counts = Counter()
+
+    @seed(0)
+    @settings(max_examples=N, deadline=None, database=None, derandomize=N <= 2000, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(tools(), requests, st.integers(0, 2 ** 31))
+    def check(tool, request, number):
+        used, variant = base if number % 40 == 7 else small, "token" if number % 8 == 0 else "slot"
+        try: done = answer(used, heads[used, variant], tool, request, number)
+        except (ScaffoldError, ToolError) as e:
+            assert "\n" not in str(e)
+            counts["refused"] += 1
+            return
+        counts["tried"] += len(done.calls)
+        counts["values"] += sum(f["source"] != "absent" for f in done.fields)
+        counts["values by default"] += sum(f["source"] == "default" for f in done.fields)
+        counts["of the embedded base"] += used is base
+        for call in done.calls: assert valid(tool, call["arguments"]), (tool, call)
+
+    check()
+    with capsys.disabled(): print(f"\ncalls of random schemas by random logits, all valid: {dict(counts)}")
+    assert counts["tried"] >= .8 * N
