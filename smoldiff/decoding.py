@@ -74,7 +74,8 @@ class Look:
     casts: dict            # (slot, first, last) -> value of a span, kept from look to look
 
 @torch.inference_mode()
-def look(head, prompt: Prompt, batch: Batch, state: State, config: DecodingConfig, generator: torch.Generator, casts: dict | None = None) -> Look:
+def look(head: SchemaDiffusionHead, prompt: Prompt, batch: Batch, state: State, config: DecodingConfig,
+         generator: torch.Generator, casts: dict | None = None) -> Look:
     "Run the head once; every start that has a chance gets its ends."
     out, casts = head(batch, state), {} if casts is None else casts
     if out.plan_BSP is None: return Look(prompt, batch, out, None, None, config, generator, casts)
@@ -253,7 +254,8 @@ def best_text(self: Denoiser, i: int, logp_PV: torch.Tensor, tokens: list):
     segment, base = self.prompt.template.segments[i], self.base
     fixed = [None if t == base.mask_id else t for t in tokens]
     if segment.kind == "enum":
-        options = [base.encode(written(o, segment))[0] for o in segment.schema.get("enum", [segment.schema.get("const")]) if fits(o, segment.schema)]
+        values = [o for o in segment.schema.get("enum", [segment.schema.get("const")]) if fits(o, segment.schema)]
+        options = [base.encode(written(o, segment))[0] for o in values]
         agree = [o for o in options if len(o) <= len(fixed) and all(f in (None, t) for f, t in zip(fixed, o + [base.null_id] * len(fixed)))]
         score, best = max(zip(score_options(agree, logp_PV, base.null_id, self.config.length_prior), agree), default=(0., None))
         found = best is not None and (best + [base.null_id] * (len(fixed) - len(best)), score)
@@ -342,7 +344,8 @@ def hand_over(self: Denoiser):
         segment, g = template.segments[i], self.known[i]
         if i not in template.live_slots([k.value for k in self.known]): g.value = ABSENT; continue
         known = template.assemble([ABSENT if k.value is INVALID else k.value for k in self.known])[segment.call]
-        so_far = json.dumps(known, ensure_ascii=False)[:-2] + (", " if known["arguments"] else "") + json.dumps(segment.name, ensure_ascii=False) + ": "
+        so_far = json.dumps(known, ensure_ascii=False)[:-2] + (", " if known["arguments"] else "")   # without the two closing braces
+        so_far += json.dumps(segment.name, ensure_ascii=False) + ": "
         done = constrained_json(self.base, call_prompt_ids(self.base, self.prompt.body, so_far), segment.schema)
         g.value, g.confidence = done.value, g.confidence * done.confidence
         if g.value is INVALID: self.known[i] = self.fallback(i) if segment.required else Guess(ABSENT, 0, 0., source="absent")
@@ -448,7 +451,8 @@ def settled(prompt: Prompt, known: list[Guess]) -> tuple[list[dict], list[Guess]
     calls, mends = prompt.template.settle([g.value for g in known])
     values = prompt.template.values(calls) if mends else [g.value for g in known]
     changed = [s.call in mends and not same(v, g.value) for s, v, g in zip(prompt.template.segments, values, known)]
-    return calls, [Guess(v, 2, 0., source="absent" if v is ABSENT else "default", feasible=0.) if new else g for v, g, new in zip(values, known, changed)]
+    mended = [Guess(v, 2, 0., source="absent" if v is ABSENT else "default", feasible=0.) for v in values]
+    return calls, [m if new else g for m, g, new in zip(mended, known, changed)]
 
 # %% ../nbs/10_decoding.ipynb #34518c47
 @torch.inference_mode()

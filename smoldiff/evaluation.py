@@ -608,7 +608,8 @@ def _row(slot: Field, gold, predicted, field: dict, possible: bool, text: str) -
     strict, norm = (None if gold is ... else _right(values, omit, possible and gold is not None, present, value, equal)
                     for equal in (equal_strict, equal_normalised))
     source = field.get("source")
-    return {"path": slot.name, "type": slot_kind(slot.schema), "required": slot.required, "matched": gold is not None and predicted is not None,
+    return {"path": slot.name, "type": slot_kind(slot.schema), "required": slot.required,
+            "matched": gold is not None and predicted is not None,
             "gold_present": bool(values) and not omit, "pred_present": present, "gold": values[0] if values else None, "predicted": value,
             "right_strict": strict, "right_norm": norm, "error": _error(norm, present, values, value, slot.schema),
             "field_source": source, "confidence": field.get("confidence"), "null_tokens": field.get("null_tokens"),
@@ -623,7 +624,8 @@ def _fields_of(tools: dict, name: str, arguments: dict) -> list[Field]:
 
 def _answered(fields: list[dict], call: int, name: str) -> dict:
     "What the answer says of a field: its row, or that of the least sure slot inside it."
-    rows = [f for f in fields if f.get("call", 0) == call and (f["path"] == name or f["path"].startswith((f"{name}[", f"{name}:", f"{name}.")))]
+    inside = tuple(name + mark for mark in "[:.")
+    rows = [f for f in fields if f.get("call", 0) == call and (f["path"] == name or f["path"].startswith(inside))]
     return min(rows, key=lambda f: (f["path"] != name, f.get("confidence") or 0.), default={})
 
 def field_rows(

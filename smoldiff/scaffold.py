@@ -4,16 +4,16 @@
 
 # %% ../nbs/04_scaffold.ipynb #8421026b
 from __future__ import annotations
-import json, re
+import json, math, re
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import islice
 from typing import NamedTuple
 from fastcore.basics import patch
-from .tools import SmoldiffError, Tool, as_tool, merge_schemas, pointer, type_name, validate_arguments
+from .tools import SmoldiffError, as_tool, merge_schemas, pointer, type_name, validate_arguments
 from .base import Base
-from .values import INVALID, KINDS, cast, cast_option, find_value, fits, read_json, same, slot_kind, spell, value_types
+from .values import INVALID, cast, cast_option, find_value, fits, read_json, same, slot_kind, spell, value_types
 from .automata import schema_regex
 
 # %% auto #0
@@ -127,14 +127,17 @@ class ObjectNode:
 # %% ../nbs/04_scaffold.ipynb #677766a9
 @patch
 def build(self: ObjectNode, values, must=True):
+    "The object, or `ABSENT` where nothing in it is filled and nothing must stand there."
     if not must and not self.there(values): return ABSENT
     out = {k: v for k, c in self.children.items() if (v := c.build(values, self.requires(k))) is not ABSENT}
     for slot, node in self.entries:
-        if (key := values[slot]) is not ABSENT and key not in self.children and (v := node.build(values)) is not ABSENT: out.setdefault(key, v)
+        if values[slot] is ABSENT or values[slot] in self.children: continue
+        if (v := node.build(values)) is not ABSENT: out.setdefault(values[slot], v)
     return out
 
 @patch
 def live(self: ObjectNode, values, must=True):
+    "Yield (slot, whether it must be filled)."
     here = must or self.there(values)
     for key, child in self.children.items(): yield from child.live(values, here and self.requires(key))
     for slot, node in self.entries:
@@ -202,9 +205,12 @@ class Where(NamedTuple):
     must: bool = True  # whether something must stand there
     lists: int = 0     # lists that it lies in
 
-    def key(self, key: str, must: bool): return Where(*(f"{n}.{key}" if n else key for n in self[:2]), self.at + "/properties" + pointer(key), self.must and must, self.lists)
+    def key(self, key: str, must: bool):
+        name, line = (f"{x}.{key}" if x else key for x in (self.name, self.line))
+        return Where(name, line, f"{self.at}/properties{pointer(key)}", self.must and must, self.lists)
     def within(self, suffix: str, at: str, line: str | None = None, must: bool = False, deeper: int = 0):
-        return Where(self.name + suffix, self.line + (suffix if line is None else line), self.at + at, self.must and must, self.lists + deeper)
+        line = self.line + (suffix if line is None else line)
+        return Where(self.name + suffix, line, self.at + at, self.must and must, self.lists + deeper)
 
 @dataclass
 class Builder:
@@ -279,8 +285,8 @@ def form_labels(forms: list[dict]) -> list[str]:
     "A name for each form: the constant that tells it apart, its type, or what it requires."
     labels = []
     for form in forms:
-        said = [s.get("const", s["enum"][0] if len(s.get("enum", [])) == 1 else None) for s in form.get("properties", {}).values() if isinstance(s, dict)]
-        said = next((v for v in said if isinstance(v, str) and v), None)
+        constants = [s["enum"] if "enum" in s else [s.get("const")] for s in form.get("properties", {}).values() if isinstance(s, dict)]
+        said = next((c[0] for c in constants if len(c) == 1 and isinstance(c[0], str) and c[0]), None)
         keys = ", ".join(form.get("required") or list(form.get("properties", {})))
         label = said or (f"object with {keys}" if keys else type_name(form))
         labels.append(label if label not in labels else f"{label} ({len(labels) + 1})")
@@ -294,6 +300,7 @@ def with_null(schema: dict) -> dict:
     kinds = value_types(schema)
     return {**schema, "type": [*kinds, "null"]} if kinds and "type" in schema else schema
 
+# %% ../nbs/04_scaffold.ipynb #c26842e7
 @patch
 def lay_union(self: Builder, schema: dict, where: Where):
     "A choice between forms."
@@ -325,9 +332,9 @@ def character_automaton(regex: str) -> tuple:
     moves = {s: {chr(c): t for c, t in found.items() if c > 2} for s, found in edges.items()}
     left, changed = {s: 0 for s, found in edges.items() if 2 in found}, True
     while changed:
-        nearer = {s: min(1 + left[t] for t in found.values() if t in left) for s, found in moves.items() if any(t in left for t in found.values())}
-        changed = any(n < left.get(s, 1 << 30) for s, n in nearer.items())
-        left |= {s: min(n, left.get(s, 1 << 30)) for s, n in nearer.items()}
+        nearer = {s: min((1 + left[t] for t in found.values() if t in left), default=math.inf) for s, found in moves.items()}
+        changed = any(n < left.get(s, math.inf) for s, n in nearer.items())
+        left |= {s: n for s, n in nearer.items() if n < left.get(s, math.inf)}
     return edges[start].get(1, start), moves, left
 
 def example_strings(
@@ -343,8 +350,8 @@ def example_strings(
         n += 1
         if left[state] == 0 and least <= len(said) == total: yield said
         for letter, then in moves.get(state, {}).items():
-            reach = max(len(said) + 1 + left.get(then, 1 << 30), least)
-            if reach <= (most or 1 << 20): heappush(queue, (reach, -len(said) - 1, said + letter, then))
+            reach = max(len(said) + 1 + left.get(then, math.inf), least)
+            if reach < math.inf and reach <= (most or math.inf): heappush(queue, (reach, -len(said) - 1, said + letter, then))
 
 # %% ../nbs/04_scaffold.ipynb #dca034c8
 def small_texts(schema: dict, kind: str):
@@ -384,7 +391,8 @@ def small_values(schema: dict | bool):
     "Small values that a schema may allow, the default and the options first."
     if not isinstance(schema, dict): schema = {} if schema else {"enum": []}
     yield from [schema[k] for k in ("default", "const") if k in schema] + schema.get("enum", [])
-    if "anyOf" in schema or "oneOf" in schema: yield from (v for form in union_forms(schema) for v in islice(small_values(form), MAX_OPTIONS))
+    if "anyOf" in schema or "oneOf" in schema:
+        for form in union_forms(schema): yield from islice(small_values(form), MAX_OPTIONS)
     named = schema.get("type", [])
     for kind in value_types(schema) + ["null"] * ("null" in named) or ["string", "integer", "object", "array"]:
         if kind in ("boolean", "null"): yield from {"boolean": (False, True), "null": (None,)}[kind]
@@ -437,8 +445,11 @@ def lay_out(parameters: str, budgets: BudgetConfig) -> tuple:
     "The tree and the slots of a tool's parameters (as JSON text); a `ScaffoldError` where nothing that validates can come of them."
     schema, builder = json.loads(parameters), Builder(budgets)
     root = builder.place(schema, Where())
-    if not isinstance(root, ObjectNode): root = builder.slots.clear() or ObjectNode(schema, {}, [])
-    if not any(s.handed for s in builder.slots) and (at := impossible(root, "")): raise ScaffoldError(f"{at}: no value that validates was found")
+    if isinstance(root, SlotNode):   # no parameters are known
+        if builder.slots[0].handed: raise ScaffoldError(f"{builder.slots[0].handed}: cannot be laid out for the arguments as a whole")
+        root = builder.slots.clear() or ObjectNode(schema, {}, [])
+    stuck = "" if any(s.handed for s in builder.slots) else impossible(root, "")
+    if stuck: raise ScaffoldError(f"{stuck}: no value that validates was found")
     return root, tuple(builder.slots)
 
 # %% ../nbs/04_scaffold.ipynb #4eb16477
@@ -539,7 +550,8 @@ def turns_text(messages: list[dict]) -> str:
     "A conversation as plain text; a single user turn stands alone."
     spoken = [m for m in messages if m.get("role") != "system" and m.get("content")]
     if len(spoken) == 1: return "Request: " + spoken[0]["content"].strip()
-    return "\n".join(f"{m['role']}: " + "\n  ".join(m["content"].strip().splitlines()) for m in spoken)   # further lines cannot pass for turns
+    # further lines of a turn cannot pass for turns
+    return "\n".join(f"{m['role']}: " + "\n  ".join(m["content"].strip().splitlines()) for m in spoken)
 
 def body_text(template: SchemaTemplate, messages: list[dict]) -> tuple[str, list, tuple]:
     "The prompt's body, the character spans of every slot's options, and that of the request."

@@ -8,7 +8,8 @@ from smoldiff.head import Features, HeadConfig, SchemaDiffusionHead
 
 KEYS = ("city", "people", "größe", "ключ", "a.b", "with space", "it's", '"quoted"', "emoji 🎉", "date", "id", "x")
 TEXTS = ("tea", "Kaffee", "naïve café", "🎉", 'say "hi"', "back\\slash", "two\nlines", "", "1", "true", "null")
-PATTERNS = ("^[A-Z]{3}$", r"^\d{5}(-\d{4})?$", "^(red|green|blue)$", "a", "^#[0-9a-fA-F]{6}$", r"^\w+@\w+\.com$", "^[^ ]+$", "[0-9]$", "^v[0-9]+")
+PATTERNS = ("^[A-Z]{3}$", r"^\d{5}(-\d{4})?$",
+            "^(red|green|blue)$", "a", "^#[0-9a-fA-F]{6}$", r"^\w+@\w+\.com$", "^[^ ]+$", "[0-9]$", "^v[0-9]+")
 FORMATS = ("date", "time", "date-time", "duration", "email", "uri", "uuid", "ipv4", "ipv6")
 
 
@@ -58,7 +59,8 @@ def lists(draw, items):
 @st.composite
 def tuples(draw, inner):
     fixed = draw(st.lists(inner, min_size=1, max_size=3))
-    return {"type": "array", "prefixItems": fixed, "minItems": draw(st.integers(0, len(fixed))), "items": draw(st.sampled_from((False, {"type": "integer"})))}
+    further = draw(st.sampled_from((False, {"type": "integer"})))
+    return {"type": "array", "prefixItems": fixed, "minItems": draw(st.integers(0, len(fixed))), "items": further}
 
 
 @st.composite
@@ -68,14 +70,16 @@ def objects(draw, inner, least=0):
     further = draw(st.sampled_from((None, None, False, True, "map")))
     if further is not None: found["additionalProperties"] = draw(scalars) if further == "map" else further
     if keys and draw(st.integers(0, 6)) == 0: found["minProperties"] = draw(st.integers(1, len(keys)))
-    if further == "map" and draw(st.booleans()): found |= {"properties": {}, "required": [], "propertyNames": {"pattern": "^[a-z]+$"}, "minProperties": 1}
+    if further == "map" and draw(st.booleans()):
+        found |= {"properties": {}, "required": [], "propertyNames": {"pattern": "^[a-z]+$"}, "minProperties": 1}
     return found
 
 
 @st.composite
 def unions(draw, inner):
     key = draw(st.sampled_from(("anyOf", "oneOf", "type", "null")))
-    if key == "type": return {"type": draw(st.lists(st.sampled_from(("string", "integer", "boolean", "null")), min_size=1, max_size=3, unique=True))}
+    kinds = st.sampled_from(("string", "integer", "boolean", "null"))
+    if key == "type": return {"type": draw(st.lists(kinds, min_size=1, max_size=3, unique=True))}
     if key == "null": return {"anyOf": [draw(inner), {"type": "null"}]}
     return {key: draw(st.lists(inner, min_size=1, max_size=3))}
 
@@ -87,7 +91,8 @@ def merged(draw, inner):
 
 
 leaves = st.one_of(scalars, scalars, plain)
-schemas = st.recursive(leaves, lambda inner: st.one_of(objects(inner), lists(scalars), lists(inner), tuples(inner), unions(inner), merged(inner)), max_leaves=8)
+schemas = st.recursive(leaves, lambda inner: st.one_of(objects(inner), lists(scalars), lists(inner), tuples(inner), unions(inner),
+                                                       merged(inner)), max_leaves=8)
 NODE = {"type": "object", "properties": {"name": {"type": "string"}, "next": {"$ref": "#/$defs/node"},
                                          "children": {"type": "array", "items": {"$ref": "#/$defs/node"}}}, "required": ["name"]}
 
@@ -95,19 +100,22 @@ NODE = {"type": "object", "properties": {"name": {"type": "string"}, "next": {"$
 @st.composite
 def tools(draw):
     parameters = draw(objects(schemas, least=1))
-    if draw(st.integers(0, 9)) == 0: parameters = {**parameters, "properties": {**parameters["properties"], "tree": {"$ref": "#/$defs/node"}}, "$defs": {"node": NODE}}
+    if draw(st.integers(0, 9)) == 0:
+        parameters = {**parameters, "properties": {**parameters["properties"], "tree": {"$ref": "#/$defs/node"}}, "$defs": {"node": NODE}}
     return {"name": draw(st.sampled_from(("f", "book_table", "日程.add"))), "description": "does something", "parameters": parameters}
 
 
-WORDS = ("Book", "a", "table", "for", "4", "twenty-four", "at", "Luigi's", "on", "May 3, 2024", "red", "ABC", "12345", "3.5", "yes", "tea,", "and", "2k",
-         "ada@example.com", "🎉", "São Paulo", '"quoted"', "-7", "true", "null", "https://a.org/x", "{", "}", "[1, 2]", "7:30 pm", "1e999", "NaN")
+WORDS = ("Book", "a", "table", "for", "4", "twenty-four", "at", "Luigi's", "on", "May 3, 2024", "red", "ABC", "12345", "3.5", "yes", "tea,",
+         "and", "2k", "ada@example.com", "🎉", "São Paulo", '"quoted"', "-7", "true", "null", "https://a.org/x", "{", "}", "[1, 2]",
+         "7:30 pm", "1e999", "NaN")
 requests = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
 
 
 class WildHead(SchemaDiffusionHead):
     "A head whose every logit is random; only what no training can change (what is masked out of the softmax) is the real head's."
     def __init__(self, base, variant="slot"):
-        config = HeadConfig(variant=variant, width=16, depth=1, heads=2, layers=(1,), base_hidden=4, base_vocab=base.vocab_size, use_pairs=False)
+        config = HeadConfig(variant=variant, width=16, depth=1, heads=2, layers=(1,), base_hidden=4, base_vocab=base.vocab_size,
+                            use_pairs=False)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             super().__init__(config, torch.zeros(base.vocab_size, 4))
@@ -145,7 +153,8 @@ def small_tokenizer():
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=800, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False)
     numbers = [f"{n} -{n} {n / 8} 20{n % 100:02}-0{n % 9 + 1}-1{n % 9}T0{n % 9}:3{n % 9}:00Z" for n in range(60)]
-    tokenizer.train_from_iterator([" ".join(WORDS), " ".join(KEYS), " ".join(TEXTS), *PATTERNS, *FORMATS, *numbers, '["a", "b"] {"a": 1, "b": true}'], trainer)
+    texts = [" ".join(WORDS), " ".join(KEYS), " ".join(TEXTS), *PATTERNS, *FORMATS, *numbers, '["a", "b"] {"a": 1, "b": true}']
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
 
 

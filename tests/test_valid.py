@@ -42,7 +42,8 @@ def test_what_leaves_is_valid(base, small, capsys):
     counts = Counter()
 
     @seed(0)
-    @settings(max_examples=N, deadline=None, database=None, derandomize=N <= 2000, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(max_examples=N, deadline=None, database=None, derandomize=N <= 2000, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))
     @given(tools(), requests, st.integers(0, 2 ** 31))
     def check(tool, request, number):
         used, variant = base if number % 40 == 7 else small, "token" if number % 8 == 0 else "slot"
