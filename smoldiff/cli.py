@@ -116,9 +116,11 @@ def print_trace(trace: list, out):
 
 # %% ../nbs/15_cli.ipynb #54b05c3b
 def origin(field: dict) -> str:
-    "Where a field's value came from, in words."
-    if "text" in field: return f"copied from “{shown(field['text'])}”"
-    return {"absent": "left out", "option": "picked option", "write": "written", "default": "fallback"}[field["source"]]
+    "Where a field's value came from, in words; a warning where the schema decided more than the head did."
+    words = {"absent": "left out", "option": "picked option", "write": "written", "default": "fallback"}
+    came = f"copied from “{shown(field['text'])}”" if "text" in field else words.get(field["source"], field["source"])
+    mass = field.get("feasible_mass", 1.)
+    return came if mass > .1 or field["source"] == "default" else f"{came}, {mass:.1%} of belief valid"
 
 def print_answer(answer, out):
     "Text, or the calls with a table of fields: value, where it came from, confidence."
@@ -129,7 +131,7 @@ def print_answer(answer, out):
     table = Table("field", "value", "came from", "confidence")
     for f in answer["fields"]:
         value = "" if f["source"] == "absent" else escape(shown(f["value"]))
-        table.add_row(f["path"], value, escape(origin(f)), f"{f['confidence']:.2f}")
+        table.add_row(escape(f["path"]), value, escape(origin(f)), f"{f['confidence']:.2f}")
     out.print(table)
     out.print(", ".join(f"{k} {v:.0f}" + ("" if k == "looks" else " ms") for k, v in answer["timing_ms"].items()))
 

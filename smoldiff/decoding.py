@@ -385,7 +385,7 @@ def fill_required(self: Denoiser, seen: Look):
 def run(self: Denoiser) -> list[Guess]:
     "All slots filled: slots first, then the tokens of what is written."
     for s in self.prompt.template.segments:
-        if s.handed: require_xgrammar(f"{s.handed} cannot be laid out as slots")
+        if s.handed: require_xgrammar(f"{s.handed}, which cannot be laid out as slots,")
     for left in range(self.config.steps, 0, -1):
         seen = self.see()
         guesses = {i: self.whether(seen, i) if self.handed(i) else seen.guess(i, barred=self.barred(i))

@@ -254,6 +254,7 @@ def lay_object(self: Builder, schema: dict, where: Where):
     if not isinstance(further, dict): return ObjectNode(schema, children, [])
     keys, entries = merge_schemas({"type": "string"}, schema.get("propertyNames", {})), []
     if keys is None: return self.leaf(schema, where, f"{where.at}/propertyNames")
+    if keys is False: return ObjectNode(schema, children, [])   # no further key is allowed
     for i in range(min(self.budgets.items >> where.lists, schema.get("maxProperties", MAX_ITEMS))):
         inside = lambda part, at: where.within(f"[{i}]:{part}", at, f"[]:{part}", deeper=1)
         key = self.leaf({"description": "a name", **keys}, inside("key", "/propertyNames"))
