@@ -1,4 +1,4 @@
-"Whatever the head believes, what leaves validates: random schemas times random logits. SMOLDIFF_FUZZ names how many (2,000 by default)."
+"Whatever the head believes, what leaves validates, and can be taken apart again: random schemas times random logits, SMOLDIFF_FUZZ of them."
 import os
 from collections import Counter
 
@@ -13,6 +13,7 @@ from smoldiff.base import load_base
 from smoldiff.decoding import DecodingConfig, fill
 from smoldiff.scaffold import BudgetConfig, ScaffoldError, build_schema_template, encode_prompt
 from smoldiff.tools import ToolError, as_tool
+from smoldiff.values import same
 
 N = int(os.environ.get("SMOLDIFF_FUZZ", 2000))
 
@@ -20,6 +21,12 @@ N = int(os.environ.get("SMOLDIFF_FUZZ", 2000))
 def valid(tool, arguments):
     "Against the schema as the caller wrote it, formats checked."
     return Draft202012Validator(tool["parameters"], format_checker=Draft202012Validator.FORMAT_CHECKER).is_valid(arguments)
+
+
+def hollow(values):
+    "Whether an empty object or list is somewhere inside: one that may be left out is there only when something in it is filled."
+    inner = [v.values() if isinstance(v, dict) else v for v in values if isinstance(v, (dict, list))]
+    return any(not v or hollow(v) for v in inner)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +64,9 @@ def test_what_leaves_is_valid(base, small, capsys):
         counts["values by default"] += sum(f["source"] == "default" for f in done.fields)
         counts["of the embedded base"] += used is base
         for call in done.calls: assert valid(tool, call["arguments"]), (tool, call)
+        if any(hollow(call["arguments"].values()) for call in done.calls): return
+        template = build_schema_template([as_tool(tool)] * len(done.calls))
+        assert same(template.assemble(template.values(done.calls)), done.calls, strict=True), (tool, done.calls)
 
     check()
     with capsys.disabled(): print(f"\ncalls of random schemas by random logits, all valid: {dict(counts)}")
