@@ -58,7 +58,7 @@ def gumbel(logp: torch.Tensor, temperature: float, generator: torch.Generator) -
     "Log-probabilities with Gumbel noise, in float64: in lower precision the noise is truncated (Zheng et al. 2024, arXiv 2409.02908)."
     if not temperature: return logp
     u = torch.rand(logp.shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
-    return logp.double() / temperature - (-u.log()).log()
+    return logp.double() / temperature - (-u.log()).log().to(logp.device)
 
 # %% ../nbs/10_decoding.ipynb #da8d52f4
 @dataclass

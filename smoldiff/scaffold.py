@@ -18,13 +18,13 @@ from .automata import schema_regex
 
 # %% auto #0
 __all__ = ['MAX_OPTIONS', 'MAX_SLOTS', 'ABSENT', 'HANDED', 'MAX_ITEMS', 'OPEN', 'SHUT', 'PLANS', 'MAX_SPAN', 'ScaffoldError',
-           'FieldSegment', 'slot_options', 'BudgetConfig', 'mask_budget', 'dynamic_budget', 'Absent', 'SlotNode',
-           'ObjectNode', 'ListNode', 'UnionNode', 'Where', 'Builder', 'union_forms', 'form_labels', 'with_null',
-           'character_automaton', 'example_strings', 'small_texts', 'small_lists', 'small_objects', 'small_values',
-           'smallest_value', 'impossible', 'mended', 'SchemaTemplate', 'lay_out', 'build_schema_template', 'clip',
-           'type_words', 'parameter_line', 'turns_text', 'body_text', 'scaffold_pieces', 'Prompt', 'token_span',
-           'encode_prompt', 'SlotLabel', 'written', 'read_back', 'slot_label', 'pad_labels', 'encode_labels',
-           'label_value']
+           'TooManySlots', 'FieldSegment', 'slot_options', 'BudgetConfig', 'mask_budget', 'dynamic_budget', 'Absent',
+           'SlotNode', 'ObjectNode', 'ListNode', 'UnionNode', 'Where', 'Builder', 'union_forms', 'form_labels',
+           'with_null', 'character_automaton', 'example_strings', 'small_texts', 'small_lists', 'small_objects',
+           'small_values', 'smallest_value', 'impossible', 'mended', 'SchemaTemplate', 'lay_out',
+           'build_schema_template', 'clip', 'type_words', 'parameter_line', 'turns_text', 'body_text',
+           'scaffold_pieces', 'Prompt', 'token_span', 'encode_prompt', 'SlotLabel', 'written', 'read_back',
+           'slot_label', 'pad_labels', 'encode_labels', 'label_value']
 
 # %% ../nbs/04_scaffold.ipynb #f48af66d
 MAX_OPTIONS = 64   # more options than this are not laid out in the prompt; a copied or written value must still be one of them
@@ -32,6 +32,9 @@ MAX_SLOTS = 256    # of one call
 
 class ScaffoldError(SmoldiffError):
     "A schema or a value that cannot be laid out as slots."
+
+class TooManySlots(ScaffoldError):
+    "A call that needs more than `MAX_SLOTS` slots."
 
 @dataclass(frozen=True)
 class FieldSegment:
@@ -222,7 +225,7 @@ class Builder:
 @patch
 def leaf(self: Builder, schema: dict, where: Where, handed: str = "") -> SlotNode:
     "One slot."
-    if len(self.slots) == MAX_SLOTS: raise ScaffoldError(f"{where.at}: the schema needs more than {MAX_SLOTS} slots")
+    if len(self.slots) == MAX_SLOTS: raise TooManySlots(f"{where.at}: the schema needs more than {MAX_SLOTS} slots")
     kind = "json" if handed else slot_kind(schema)
     options = () if handed else slot_options(schema)
     if kind == "enum" and options:
@@ -445,7 +448,10 @@ class SchemaTemplate:
 def lay_out(parameters: str, budgets: BudgetConfig) -> tuple:
     "The tree and the slots of a tool's parameters (as JSON text); a `ScaffoldError` where nothing that validates can come of them."
     schema, builder = json.loads(parameters), Builder(budgets)
-    root = builder.place(schema, Where())
+    try: root = builder.place(schema, Where())
+    except TooManySlots:
+        if budgets.items < 2: raise
+        return lay_out(parameters, replace(budgets, items=budgets.items // 2))   # room for fewer items
     if isinstance(root, SlotNode):   # no parameters are known
         if builder.slots[0].handed: raise ScaffoldError(f"{builder.slots[0].handed}: cannot be laid out for the arguments as a whole")
         root = builder.slots.clear() or ObjectNode(schema, {}, [])
@@ -508,11 +514,12 @@ def missing_slots(self: SchemaTemplate, values: list) -> list[int]:
 def settle(self: SchemaTemplate, values: list) -> tuple[list[dict], list[int]]:
     "Calls that validate, and which of them had to be mended; a `ScaffoldError` where that cannot be done."
     calls, mends = self.assemble(values), []
+    broken = {s.call for s, v in zip(self.segments, values) if v is INVALID}
     for i, (tool, root, call) in enumerate(zip(self.tools, self.roots, calls)):
-        if not validate_arguments(tool, call["arguments"]): continue
+        if i not in broken and not validate_arguments(tool, call["arguments"]): continue
         call["arguments"] = mended(root, call["arguments"])
         mends.append(i)
-        problems = ["nothing validates"] if call["arguments"] is INVALID else validate_arguments(tool, call["arguments"])
+        problems = validate_arguments(tool, call["arguments"]) if fits(call["arguments"], True) else ["nothing validates"]
         if problems: raise ScaffoldError(f"tool {tool.name}: no call that validates was found: {problems[0]}")
     return calls, mends
 

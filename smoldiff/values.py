@@ -9,7 +9,7 @@ from functools import lru_cache
 from .tools import Tool, validate_arguments
 
 # %% auto #0
-__all__ = ['KINDS', 'COMPOSED', 'INVALID', 'value_types', 'slot_kind', 'words_to_digits', 'cast_number', 'fits',
+__all__ = ['KINDS', 'COMPOSED', 'INVALID', 'value_types', 'slot_kind', 'words_to_digits', 'cast_number', 'is_json', 'fits',
            'spoken_duration', 'spoken_time', 'spellings', 'cast_string', 'date_form', 'cast_date', 'cast_integer',
            'cast_float', 'cast_option', 'spell', 'cast_boolean', 'read_json', 'cast_json', 'thousands', 'cast_array',
            'cast', 'same', 'plain_text', 'find_string', 'find_number', 'find_list', 'find_value']
@@ -77,8 +77,14 @@ def cast_number(
 # %% ../nbs/02_values.ipynb #db183771
 INVALID = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()
 
+def is_json(value) -> bool:
+    "Whether a value is made of what JSON has; jsonschema takes whatever no rule of a schema speaks of."
+    if isinstance(value, (list, dict)): return all(map(is_json, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, (str, bool, int, float))
+
 def fits(value, schema: dict) -> bool:
     "Whether a value validates, formats included; plain scalar schemas are checked without jsonschema, which is slow."
+    if not is_json(value): return False
     if not isinstance(schema, dict): return bool(schema)
     if set(schema) <= {"type", "description", "default"} and isinstance(kind := schema.get("type"), str) and kind != "array":
         right = dict(string=str, integer=int, number=(int, float), boolean=bool, object=dict, null=type(None))[kind]

@@ -1,19 +1,22 @@
-"Whatever the head believes, what leaves validates, and can be taken apart again: random schemas times random logits, SMOLDIFF_FUZZ of them."
+"Whatever the head believes, what leaves validates, and can be taken apart again: random schemas by random logits, SMOLDIFF_FUZZ of them."
 import os
 from collections import Counter
 
 import pytest
+import torch
 from conftest import save_toy_base
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from schemas import WildHead, blank_features, requests, small_tokenizer, tools
 
+from smoldiff.automata import token_automaton, viterbi
 from smoldiff.base import load_base
-from smoldiff.decoding import DecodingConfig, fill
+from smoldiff.decoding import DecodingConfig, Denoiser, Guess, fill
+from smoldiff.head import collate, make_example
 from smoldiff.scaffold import BudgetConfig, ScaffoldError, build_schema_template, encode_prompt
 from smoldiff.tools import ToolError, as_tool
-from smoldiff.values import same
+from smoldiff.values import INVALID, fits, same
 
 N = int(os.environ.get("SMOLDIFF_FUZZ", 2000))
 
@@ -71,3 +74,24 @@ def test_what_leaves_is_valid(base, small, capsys):
     check()
     with capsys.disabled(): print(f"\ncalls of random schemas by random logits, all valid: {dict(counts)}")
     assert counts["tried"] >= .8 * N
+
+
+def test_no_look_leads_nowhere(small):
+    "At every look what has been revealed can still become a valid value, and in the end it is one."
+    slots = {"day": {"type": "string", "format": "date"}, "zip": {"type": "string", "pattern": "^[0-9]{5}$"},
+             "mail": {"type": "string", "format": "email"}, "n": {"type": "integer", "minimum": 17, "maximum": 2044},
+             "name": {"type": "string", "minLength": 2, "maxLength": 9}, "part": {"type": "number", "minimum": 0, "maximum": 1},
+             "ids": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 4}}
+    tool = {"name": "f", "parameters": {"type": "object", "properties": slots, "required": [*slots]}}
+    prompt = encode_prompt(small, build_schema_template(as_tool(tool)), [{"role": "user", "content": "now"}])
+    head, even, batch = WildHead(small), torch.zeros(64, small.vocab_size + 2), collate([make_example(prompt, blank_features(prompt))])
+    for number in range(30):
+        loop = Denoiser(head.believe(number), small, prompt, batch, DecodingConfig(threshold=.9, temperature=number % 2, seed=number))
+        loop.known = [Guess(INVALID, 3, 1., source="write", tokens=[small.mask_id] * s.budget) for s in prompt.template.segments]
+        for left in (5, 4, 3, 2, 1):
+            loop.write(loop.see(), left)
+            for guess, schema in zip(loop.known, slots.values()):
+                fixed = [None if t == small.mask_id else t for t in guess.tokens]
+                assert viterbi(token_automaton(small, schema), even[:len(fixed)], small.null_id, fixed) is not None
+        for i, (guess, schema) in enumerate(zip(loop.known, slots.values())):
+            assert small.mask_id not in guess.tokens and fits(loop.text_value(i, guess.tokens), schema)
