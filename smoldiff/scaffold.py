@@ -370,13 +370,14 @@ def small_texts(schema: dict, kind: str):
     if regex is not None: yield from islice(example_strings(regex, schema.get("minLength", 0), schema.get("maxLength")), 32)
 
 def small_lists(schema: dict):
-    "The shortest list a schema may allow, of different items."
-    fixed, least = schema.get("prefixItems", []), schema.get("minItems", 0)
-    head, found = [smallest_value(s) for s in fixed[:least]], []
-    for v in islice(small_values(schema.get("items", True)), 64) if least > len(fixed) else []:
-        if len(found) < least - len(fixed) and v not in found and fits(v, schema.get("items", True)): found.append(v)
-    if found and len(found) < least - len(fixed): found = (found * least)[:least - len(fixed)]   # repeated, where that is allowed
-    if INVALID not in head: yield head + found
+    "The shortest lists a schema may allow, of different items as far as there are any."
+    fixed, items, least = schema.get("prefixItems", []), schema.get("items", True), schema.get("minItems", 0)
+    known = []
+    for v in islice(small_values(items), MAX_OPTIONS):
+        if len(known) <= least and not any(same(v, k, strict=True) for k in known) and fits(v, items): known.append(v)
+    for n in (least, least + 1):
+        head, more = [smallest_value(s) for s in fixed[:n]], n - len(fixed[:n])
+        if INVALID not in head and (known or not more): yield head + (known * n)[:more]
 
 # %% ../nbs/04_scaffold.ipynb #b665bf53
 def small_objects(schema: dict):
@@ -386,8 +387,8 @@ def small_objects(schema: dict):
     yield dict(out)
     for key, value in ((k, smallest_value(s)) for k, s in properties.items() if k not in out):
         if value is not INVALID: out[key] = value; yield dict(out)
-    further = schema.get("additionalProperties", True)
-    value = smallest_value(further) if further is not False else INVALID
+    further = schema.get("additionalProperties", True)   # a key that nobody has named is for maps alone
+    value = smallest_value(further) if isinstance(further, dict) or further and not properties else INVALID
     for key in islice(small_values({"type": "string", **schema.get("propertyNames", {})}), schema.get("minProperties", 0)):
         if value is not INVALID: out.setdefault(key, value); yield dict(out)
 
