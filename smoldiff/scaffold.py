@@ -374,7 +374,8 @@ def small_lists(schema: dict):
     fixed, items, least = schema.get("prefixItems", []), schema.get("items", True), schema.get("minItems", 0)
     known = []
     for v in islice(small_values(items), MAX_OPTIONS):
-        if len(known) <= least and not any(same(v, k, strict=True) for k in known) and fits(v, items): known.append(v)
+        if not any(same(v, k, strict=True) for k in known) and fits(v, items): known.append(v)
+        if len(known) > least: break
     for n in (least, least + 1):
         head, more = [smallest_value(s) for s in fixed[:n]], n - len(fixed[:n])
         if INVALID not in head and (known or not more): yield head + (known * n)[:more]
