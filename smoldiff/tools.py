@@ -219,9 +219,9 @@ def _without_items(out: dict) -> None:
     out["maxItems"] = min(out["maxItems"], end) if isinstance(out.get("maxItems"), int) else end
 
 def cut_off(
-    out: dict,  # A schema in which `_Endless` stands where a schema is impossible
+    out: dict,  # A schema in which an error stands where a schema is impossible
 ) -> dict:
-    "The schema without its impossible parts; `_Endless` is raised where it cannot do without one."
+    "The schema without its impossible parts; the error is raised where it cannot do without one."
     _without_properties(out); _without_items(out)
     for key in ("anyOf", "oneOf"):
         if key in out and (alive := [s for s in out[key] if not isinstance(s, _Endless)]): out[key] = alive
@@ -323,7 +323,7 @@ def follow(self: _Unroll, schema: dict, at: str, path: tuple):
 # %% ../nbs/00_tools.ipynb #d93ea153
 @patch
 def visit(self: _Unroll, schema, at: str = "", path: tuple = ("#",), firm: bool = False):
-    "The schema written out, or `_Endless`; where `firm`, nothing inside may be cut, because less inside would be more outside."
+    "The schema written out, or the error that it has no end; where `firm`, nothing inside may be cut, because less inside would be more outside."
     if not isinstance(schema, dict): return schema
     schema, at, path = self.follow(schema, at, path)
     self.room -= len(path) > 1
@@ -398,7 +398,7 @@ def _meet_options(out: dict, a: dict, b: dict) -> None:
 
 # %% ../nbs/00_tools.ipynb #5e63725a
 def _meet(a: dict|bool, b: dict|bool) -> dict|bool:
-    "The conjunction of two schemas, `False` where one of them is; `_Clash` where it cannot be said."
+    "The conjunction of two schemas, `False` where one of them is; a clash is raised where it cannot be said."
     if isinstance(a, bool) or isinstance(b, bool): return False if a is False or b is False else b if a is True else a
     out = {**a, **b}
     for key in a.keys() & b.keys():
