@@ -323,7 +323,7 @@ def follow(self: _Unroll, schema: dict, at: str, path: tuple):
 # %% ../nbs/00_tools.ipynb #d93ea153
 @patch
 def visit(self: _Unroll, schema, at: str = "", path: tuple = ("#",), firm: bool = False):
-    "The schema written out, or the error that it has no end; where `firm`, nothing inside may be cut, because less inside would be more outside."
+    "The schema written out, or the error that it has no end; `firm`: nothing inside may be cut, for less inside would be more outside."
     if not isinstance(schema, dict): return schema
     schema, at, path = self.follow(schema, at, path)
     self.room -= len(path) > 1
