@@ -249,6 +249,11 @@ def writable(schema: dict) -> dict:
     return schema if kinds or "enum" in schema or "const" in schema else {"type": "string"}
 
 @patch
+def automaton(self: Denoiser, i: int):
+    "The automaton of the texts that slot i may hold, or None."
+    return token_automaton(self.base, writable(self.prompt.template.segments[i].schema))
+
+@patch
 def best_text(self: Denoiser, i: int, logp_PV: torch.Tensor, tokens: list):
     "The tokens of the most probable valid text of slot i that agrees with what is revealed, or None."
     segment, base = self.prompt.template.segments[i], self.base
@@ -260,7 +265,7 @@ def best_text(self: Denoiser, i: int, logp_PV: torch.Tensor, tokens: list):
         score, best = max(zip(score_options(agree, logp_PV, base.null_id, self.config.length_prior), agree), default=(0., None))
         found = best is not None and (best + [base.null_id] * (len(fixed) - len(best)), score)
     else:
-        automaton = token_automaton(base, writable(segment.schema))
+        automaton = self.automaton(i)
         found = automaton and viterbi(automaton, logp_PV, base.null_id, fixed)
     empty = (logp_PV[:, base.null_id].sum() if {*fixed} <= {None, base.null_id} else LOW) if self.may_skip(i) else float("-inf")
     return found[0] if found and found[1] >= empty else None if empty == float("-inf") else [base.null_id] * len(fixed)
@@ -278,7 +283,7 @@ def reveal_tokens(self: Denoiser, i: int, logp_PV: torch.Tensor, left: int):
     path = self.best_text(i, gumbel(logp_PV, self.config.temperature, self.generator), guess.tokens)
     if path is None: self.cannot_write.add(i); return
     if i not in self.marginals:
-        automaton = token_automaton(base, writable(self.prompt.template.segments[i].schema))
+        automaton = self.automaton(i)
         self.marginals[i] = logp_PV
         if automaton: guess.feasible = feasible_mass(automaton, logp_PV, base.null_id)
         if guess.instead and guess.confidence * guess.feasible < guess.instead.confidence: self.known[i] = guess.instead; return
@@ -305,7 +310,7 @@ MORE = 64   # texts that are tried in the order of their probability
 def text_value(self: Denoiser, i: int, tokens: list):
     "The value of a written text, or INVALID."
     segment, ids = self.prompt.template.segments[i], [t for t in tokens if t not in (self.base.null_id, self.base.mask_id)]
-    automaton = None if segment.kind == "enum" else token_automaton(self.base, writable(segment.schema))
+    automaton = None if segment.kind == "enum" else self.automaton(i)
     text = automaton.text(ids) if automaton else self.base.tokenizer.decode(ids)
     found = (read_back(t, segment) for t in (text, text.strip()) if t or segment.kind == "enum" and not self.may_skip(i))
     return next((v for v in found if v is not INVALID and fits(v, segment.schema)), INVALID)
@@ -317,7 +322,7 @@ def finish_writing(self: Denoiser, seen: Look):
         if not (g and g.source == "write" and g.value is INVALID and self.base.mask_id not in g.tokens): continue
         g.value = self.text_value(i, g.tokens)
         if g.value is INVALID and i in self.marginals:
-            automaton = token_automaton(self.base, writable(self.prompt.template.segments[i].schema))
+            automaton = self.automaton(i)
             for tokens, logp in islice(ranked(automaton, self.marginals[i], self.base.null_id, MORE) if automaton else (), MORE):
                 if (value := self.text_value(i, tokens)) is not INVALID: g.value, g.tokens = value, tokens; break
         if g.value is INVALID: self.known[i] = seen.guess(i, (0, 1, 2))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fastcore.basics import patch
 from .tools import SmoldiffError, as_tool, merge_schemas, pointer, type_name, validate_arguments
 from .base import Base
-from .values import INVALID, cast, cast_option, find_value, fits, read_json, same, slot_kind, spell, value_types
+from .values import INVALID, cast, cast_option, find_value, fits, is_json, read_json, same, slot_kind, spell, value_types
 from .automata import schema_regex
 
 # %% auto #0
@@ -165,11 +165,12 @@ class ListNode:
         return max(self.least, last + 1)
     def build(self, values, must=True):
         if not must and not self.there(values): return ABSENT
-        found = [node.build(values, i < self.needed(values)) for i, node in enumerate(self.items)]
+        needed = self.needed(values)
+        found = [node.build(values, i < needed) for i, node in enumerate(self.items)]
         return [v for v in found if v is not ABSENT]
     def live(self, values, must=True):
-        here = must or self.there(values)
-        for i, node in enumerate(self.items): yield from node.live(values, here and i < self.needed(values))
+        needed = self.needed(values) if must or self.there(values) else 0
+        for i, node in enumerate(self.items): yield from node.live(values, i < needed)
 
 # %% ../nbs/04_scaffold.ipynb #01b7d2ec
 @dataclass
@@ -521,7 +522,7 @@ def settle(self: SchemaTemplate, values: list) -> tuple[list[dict], list[int]]:
         if i not in broken and not validate_arguments(tool, call["arguments"]): continue
         call["arguments"] = mended(root, call["arguments"])
         mends.append(i)
-        problems = validate_arguments(tool, call["arguments"]) if fits(call["arguments"], True) else ["nothing validates"]
+        problems = validate_arguments(tool, call["arguments"]) if is_json(call["arguments"]) else ["nothing validates"]
         if problems: raise ScaffoldError(f"tool {tool.name}: no call that validates was found: {problems[0]}")
     return calls, mends
 

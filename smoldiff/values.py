@@ -6,7 +6,7 @@
 from __future__ import annotations
 import json, math, re
 from functools import lru_cache
-from .tools import Tool, validate_arguments
+from .tools import schema_validator
 
 # %% auto #0
 __all__ = ['KINDS', 'COMPOSED', 'INVALID', 'value_types', 'slot_kind', 'words_to_digits', 'cast_number', 'is_json', 'fits',
@@ -89,11 +89,7 @@ def fits(value, schema: dict) -> bool:
     if set(schema) <= {"type", "description", "default"} and isinstance(kind := schema.get("type"), str) and kind != "array":
         right = dict(string=str, integer=int, number=(int, float), boolean=bool, object=dict, null=type(None))[kind]
         return isinstance(value, right) and (kind == "boolean" or not isinstance(value, bool))
-    return not validate_arguments(_holder(json.dumps(schema, sort_keys=True)), {"v": value})
-
-@lru_cache(4096)
-def _holder(schema: str) -> Tool:
-    return Tool("v", "", dict(type="object", properties=dict(v=json.loads(schema)), required=["v"]))
+    return schema_validator(schema).is_valid(value)
 
 # %% ../nbs/02_values.ipynb #2970f960
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)\s*(year|month|week|day|hour|hr|minute|min|second|sec)s?\b", re.I)
