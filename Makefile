@@ -9,7 +9,7 @@ SETUP := settings.ini setup.py pyproject.toml constraints.txt
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint lab docs sync notebooks head results clean
+.PHONY: help demo test fuzz lint lab docs sync notebooks head results rivals experiments clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,8 +63,15 @@ head: $(VENV)/.development  ## train the head that is shipped for the embedded b
 	$(BIN)/smoldiff train --config smoldiff/heads/smollm2-135m/config.yaml --data-dir $(SMOLDIFF_DATA) --out smoldiff/heads/smollm2-135m
 
 results: $(VENV)/.runtime  ## measure the shipped head, write results/ and the README's table (hours without a GPU; SMOLDIFF_DATA for validation)
-	for what in bfcl bfcl-auto $(if $(SMOLDIFF_DATA),validation); do $(BIN)/python scripts/measure.py $$what || exit 1; done
+	for what in bfcl bfcl-auto $(if $(SMOLDIFF_DATA),validation decoding); do $(BIN)/python scripts/measure.py $$what || exit 1; done
 	$(BIN)/python scripts/results.py
+
+rivals: $(VENV)/.development  ## measure the same base under XGrammar, and alone, on the same sets
+	for by in rival free; do for what in bfcl $(if $(SMOLDIFF_DATA),validation); do \
+		$(BIN)/python scripts/measure.py $$what --by $$by || exit 1; done; done
+
+experiments: $(VENV)/.development  ## train the small heads that nbs/experiments shows (hours without a GPU; SMOLDIFF_DATA)
+	for what in layers order unit seeds parts sources tools; do $(BIN)/python scripts/experiments.py $$what || exit 1; done
 
 clean:  ## remove what can be made again, except the environment
 	rm -rf _docs _proc build *.egg-info .pytest_cache .ruff_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml

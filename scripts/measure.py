@@ -17,9 +17,9 @@ import torch
 
 from smoldiff.agent import SHIPPED, GenerationConfig, HybridSmolLM
 from smoldiff.base import cache_dir, sha256
-from smoldiff.data import data_files, read_records, turns
-from smoldiff.evaluation import bfcl_items, bootstrap_ci, call_table, evaluate_predictions
-from smoldiff.recipe import evaluate_model, load_recipe, recipe_cache, summary, validate
+from smoldiff.data import ExpandConfig, bank_split, data_files, expand_bank, read_bank, read_records, turns
+from smoldiff.evaluation import bfcl_items, bootstrap_ci, call_table, evaluate, evaluate_predictions, rival
+from smoldiff.recipe import load_recipe, predictor, recipe_cache, summary, validate
 from smoldiff.routing import call_probability, name_scores, tool_scores
 from smoldiff.tools import as_tools
 
@@ -32,10 +32,10 @@ def content_hash(records: list[dict]) -> str:
     return hashlib.sha256(json.dumps(records, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def measure(model, name: str, records: list[dict], config: GenerationConfig, oracle: bool, limit: int | None) -> dict:
+def measure(predict, name: str, records: list[dict], oracle: bool, limit: int | None) -> dict:
     "Metrics of one set by name; live BFCL items modelled on Schema-Guided Dialogue, whose schemas are in the training data, apart."
     records = [r for r in records if r["calls"] or not oracle][:limit]
-    lines, _ = evaluate_model(model, records, config, oracle)
+    lines, _ = evaluate(predict, records)
     scores = {name: judged(records, lines)}
     if name.startswith("live"):
         for label, wanted in ((f"{name}, SGD services", True), (f"{name}, others", False)):
@@ -55,13 +55,12 @@ def judged(records: list[dict], lines: list[dict]) -> dict:
     return evaluate_predictions(records, lines) | dict(call_match_95=[round(low, 4), round(high, 4)], data=content_hash(records))
 
 
-def write(name: str, model, config: GenerationConfig, sets: dict):
-    "One results file, written in one step."
+def write(name: str, model, about: dict, sets: dict):
+    "One results file, written in one step; `about` says what was measured."
     RESULTS.mkdir(exist_ok=True)
-    about = dict(head=sha256(Path(model.folder) / "head.safetensors"), base=model.base.fingerprint, torch=torch.__version__,
-                 threads=torch.get_num_threads(), device=model.base.device.type, config=vars(config), seed=config.seed)
+    where = dict(base=model.base.fingerprint, torch=torch.__version__, threads=torch.get_num_threads(), device=model.base.device.type)
     part = RESULTS / f"{name}.json.partial"
-    part.write_text(json.dumps(dict(about=about, **sets), indent=1) + "\n")
+    part.write_text(json.dumps(dict(about=where | about, **sets), indent=1) + "\n")
     os.replace(part, RESULTS / f"{name}.json")
     print(f"wrote results/{name}.json", file=sys.stderr)
 
@@ -103,36 +102,52 @@ def compare_decoding(model, data: str, work: Path) -> dict:
     return rows
 
 
-def main():
+def validation_sets(folder: Path, per_source: int, oracle: bool) -> dict:
+    "Requests to tools not trained on: single calls and conversations of the public sources, and the kept-back tools of the bank."
+    found = [r for p in data_files(folder, "valid").values() for r in [x for x in read_records(p) if x["calls"] or not oracle][:per_source]]
+    bank = expand_bank(bank_split(read_bank())[1], 400, random.Random(5), ExpandConfig(irrelevant=0, missing=0))
+    one, several = ([r for r in found if "query" in r and (len(r["calls"]) > 1) == many] for many in (False, True))
+    return dict(single=one, several=several, conversations=[r for r in found if "messages" in r], bank=bank)
+
+
+def arguments() -> argparse.Namespace:
+    "The command line."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["bfcl", "bfcl-auto", "validation", "validation-auto", "routing", "decoding"])
+    parser.add_argument("--by", choices=["head", "rival", "free"], default="head", help="rival: base under XGrammar; free: base alone")
+    parser.add_argument("--form", default="compact", help="of the rivals' prompt: compact, chat or example")
     parser.add_argument("--head", default=str(SHIPPED))
     parser.add_argument("--data-dir", default=os.environ.get("SMOLDIFF_DATA"))
     parser.add_argument("--only", help="one set; the others stay as they are in the results file")
     parser.add_argument("--work", help="folder for features")
     parser.add_argument("--limit", type=int, help="items of each set")
     parser.add_argument("--per-source", type=int, default=40, help="validation: records of each source")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
     model, oracle = HybridSmolLM.from_pretrained(args.head), not args.what.endswith("-auto")
     config = GenerationConfig(mode="tool" if oracle else "auto")
+    about = dict(head=sha256(Path(model.folder) / "head.safetensors"), config=vars(config), seed=config.seed)
     if args.what == "decoding":
         work = Path(args.work or cache_dir() / "runs" / "measure")
-        return write("decoding", model, config, dict(options=compare_decoding(model, args.data_dir, work)))
-    if args.what.startswith("bfcl"):
-        sets = {c: bfcl_items(c) for c in ("simple_python", "multiple", "live_simple")}
-    else:
-        found = {s: list(read_records(p)) for s, p in data_files(Path(args.data_dir), "valid").items()}
-        if args.what == "routing":
-            sample = [r for rs in found.values() for r in random.Random(1).sample(rs, min(len(rs), 60))]
-            return write("routing", model, config, dict(probe=probe_routing(model.base, sample)))
-        chosen = [r for rs in found.values() for r in [x for x in rs if x["calls"] or not oracle][:args.per_source]]
-        sets = dict(single=[r for r in chosen if "query" in r], conversations=[r for r in chosen if "messages" in r])
-    scores = {}
+        return write("decoding", model, about, dict(options=compare_decoding(model, args.data_dir, work)))
+    if args.what == "routing":
+        found = [list(read_records(p)) for p in data_files(Path(args.data_dir), "valid").values()]
+        sample = [r for rs in found for r in random.Random(1).sample(rs, min(len(rs), 60))]
+        return write("routing", model, about, dict(probe=probe_routing(model.base, sample)))
+    categories = ("simple_python", "multiple", "live_simple", *(("parallel", "parallel_multiple") if oracle else ()))
+    sets = ({c: bfcl_items(c) for c in categories} if args.what.startswith("bfcl")
+            else validation_sets(Path(args.data_dir), args.per_source, oracle))
+    predict, name, scores = predictor(model, config, oracle), args.what, {}
+    if args.by != "head":
+        predict, name, about = rival(model.base, args.form, args.by == "rival"), f"{args.what}-{args.by}", dict(by=args.by, form=args.form)
     if args.only:
         sets = {args.only: sets[args.only]}
-        scores = {k: v for k, v in json.loads((RESULTS / f"{args.what}.json").read_text()).items() if k != "about"}
-    for name, records in sets.items(): scores |= measure(model, name, records, config, oracle, args.limit)
-    write(args.what, model, config, scores)
+        scores = {k: v for k, v in json.loads((RESULTS / f"{name}.json").read_text()).items() if k != "about"}
+    for key, records in sets.items(): scores |= measure(predict, key, records, oracle, args.limit)
+    write(name, model, about, scores)
 
 
 if __name__ == "__main__":

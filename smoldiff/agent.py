@@ -19,7 +19,7 @@ from .decoding import DecodingConfig, fill
 from .routing import route
 
 # %% auto #0
-__all__ = ['SHIPPED', 'ROLES', 'HeadError', 'HybridSmolLM', 'read_config', 'from_pretrained', 'logit', 'calibrate',
+__all__ = ['SHIPPED', 'ROLES', 'HeadError', 'HybridSmolLM', 'read_config', 'from_pretrained', 'logit', 'calibrate', 'platt',
            'fit_calibration', 'GenerationConfig', 'Generation', 'as_messages', 'FunctionCallGenerator']
 
 # %% ../nbs/12_agent.ipynb #b519ad11
@@ -92,27 +92,46 @@ def logit(p: float) -> float:
     p = min(max(p, 1e-4), 1 - 1e-4)
     return math.log(p / (1 - p))
 
-def calibrate(p: float, calibration: dict) -> float:
+def calibrate(
+    p: float,           # a confidence of the head
+    calibration: dict,  # of `fit_calibration`, or empty
+    source: str = "",   # where the value comes from: copy, option, write, absent, ...
+) -> float:
     "A probability after Platt scaling; unchanged without a calibration, and 0 stays 0."
     if not calibration or p <= 0: return p
-    return 1 / (1 + math.exp(-(calibration["scale"] * logit(p) + calibration["shift"])))
+    fitted = calibration.get("sources", {}).get(source, calibration)
+    return 1 / (1 + math.exp(-(fitted["scale"] * logit(p) + fitted["shift"])))
 
 # %% ../nbs/12_agent.ipynb #83a57ddb
-def fit_calibration(
-    confidences: list[float],  # of fields, as the head gives them
-    right: list[bool],         # whether each was right
-) -> dict:                     # {"scale", "shift"}
-    "Fit Platt scaling by maximum likelihood."
-    x, y = torch.tensor([logit(p) for p in confidences]), torch.tensor([float(r) for r in right])
-    w = torch.tensor([1., 0.], requires_grad=True)
+def platt(
+    confidences: list[float], # probabilities
+    right: list[bool],        # whether each was right
+    start: tuple = (1., 0.),  # scale and shift that are gone back to where there is little to fit
+    weight: float = 1.,       # how many cases that is worth
+) -> dict:                    # {"scale", "shift"}
+    "Platt scaling (Platt 1999) by maximum likelihood, held near a start."
+    x, y, w0 = torch.tensor([logit(p) for p in confidences]), torch.tensor([float(r) for r in right]), torch.tensor(start)
+    w = w0.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
     def loss():
         optimizer.zero_grad()
-        value = torch.nn.functional.binary_cross_entropy_with_logits(w[0] * x + w[1], y) + 1e-4 * w.square().sum()
+        fit = torch.nn.functional.binary_cross_entropy_with_logits(w[0] * x + w[1], y, reduction="sum")
+        value = (fit + weight * (w - w0).square().sum()) / len(x)
         value.backward()
         return value
     optimizer.step(loss)
     return dict(scale=round(w[0].item(), 4), shift=round(w[1].item(), 4))
+
+def fit_calibration(
+    confidences: list[float],  # of fields, as the head gives them
+    right: list[bool],         # whether each was right
+    sources: list[str] = (),   # where each value comes from, if they are to be told apart
+) -> dict:                     # {"scale", "shift"} of all, and by source
+    "Fit what `calibrate` takes; a source with few cases stays near the fit of all."
+    fitted = platt(confidences, right)
+    rows = {s: [i for i, x in enumerate(sources) if x == s] for s in sorted(set(sources))}
+    near = (fitted["scale"], fitted["shift"])
+    return fitted | dict(sources={s: platt([confidences[i] for i in ids], [right[i] for i in ids], near, 10.) for s, ids in rows.items()})
 
 # %% ../nbs/12_agent.ipynb #91d63304
 @dataclass
@@ -182,7 +201,7 @@ def call(self: FunctionCallGenerator, messages: list[dict], tools: list, config:
     "Fill the slots of the calls."
     model = self.model
     done = fill(model.base, model.head, encode_prompt(model.base, build_schema_template(tools), messages), config.decoding())
-    for f in done.fields: f["confidence"] = round(calibrate(f["confidence"], model.calibration), 4)
+    for f in done.fields: f["confidence"] = round(calibrate(f["confidence"], model.calibration, f["source"]), 4)
     first = done.calls[0]
     answer = Generation(mode="tool", text=None, tool_calls=done.calls, tool_name=first["name"], tool_call=first,
                         fields=done.fields, timing_ms=done.timing_ms)

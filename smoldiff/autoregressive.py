@@ -12,11 +12,12 @@ from fastcore.basics import patch
 from .tools import SmoldiffError, one_line
 from .base import Base
 from .values import INVALID, fits
+from .scaffold import body_text, build_schema_template
 
 # %% auto #0
-__all__ = ['ARError', 'require_xgrammar', 'Vocabulary', 'vocabulary', 'schema_grammar', 'compiled_grammar', 'Writer',
-           'forced_text', 'closing_marks', 'leading_value', 'Constrained', 'is_valid', 'next_logits',
-           'constrained_json', 'call_prompt_ids']
+__all__ = ['FORMS', 'EXAMPLE', 'SYSTEM', 'ARError', 'require_xgrammar', 'Vocabulary', 'vocabulary', 'schema_grammar',
+           'compiled_grammar', 'Writer', 'forced_text', 'closing_marks', 'leading_value', 'Constrained', 'is_valid',
+           'next_logits', 'constrained_json', 'call_prompt_ids', 'free_json', 'rival_prompt', 'autoregressive_calls']
 
 # %% ../nbs/09_autoregressive.ipynb #c2bc77ee
 class ARError(SmoldiffError):
@@ -256,3 +257,73 @@ def call_prompt_ids(
     "Token ids of a call that is filled up to some place."
     before, after = base.frame()
     return before + base.encode(body)[0] + after + base.encode(text)[0]
+
+# %% ../nbs/09_autoregressive.ipynb #ad9dc9f4
+@torch.inference_mode()
+def free_json(
+    base: Base,
+    prompt_ids: list[int],      # what stands before the value
+    max_new_tokens: int = 128,  # tokens of the value
+):                              # a JSON value, INVALID where none was finished in time
+    "Greedy autoregression without a schema."
+    unread, written, cache = list(prompt_ids), [], None
+    for _ in range(max_new_tokens):
+        logits_V, cache = next_logits(base, unread, cache)
+        unread = [int(logits_V.argmax())]
+        if unread[0] == base.tokenizer.eos_token_id: break
+        written += unread
+        text = base.tokenizer.decode(written).lstrip()
+        value, end = leading_value(text)
+        if value is not INVALID and (text[end - 1] in '}]"' or end < len(text)): return value   # a number may go on
+    return leading_value(base.tokenizer.decode(written).lstrip())[0]
+
+# %% ../nbs/09_autoregressive.ipynb #36a29988
+FORMS = ("compact", "chat", "example")
+EXAMPLE = """Call the function.
+
+book_table: Book a table at a restaurant.
+- restaurant (string, required): Name of the restaurant
+- guests (integer, required): Number of guests
+- terrace (boolean): Sit outside
+
+Request: Could you get us in at Chez Amira? We'll be five.
+
+{"name": "book_table", "arguments": {"restaurant": "Chez Amira", "guests": 5}}
+
+Call the function.
+
+"""
+SYSTEM = "You call functions. Answer with a JSON object: the name of the function, and its arguments, which the conversation gives.\n\n"
+
+def rival_prompt(
+    base: Base,
+    tools: list,           # the `Tool` of each call
+    messages: list[dict],  # role and content of each turn
+    form: str = "compact", # one of `FORMS`
+) -> list[int]:            # token ids, up to where the first call begins
+    "What the rival reads; an unknown form is an `ARError`."
+    if form not in FORMS: raise ARError(f"unknown form of prompt {form!r}: use {', '.join(FORMS)}")
+    body = (EXAMPLE if form == "example" else "") + body_text(build_schema_template(tools), messages)[0]
+    if form != "chat": return call_prompt_ids(base, body, "")
+    shown = {t.name: json.dumps(dict(name=t.name, description=t.description, parameters=t.parameters), ensure_ascii=False) for t in tools}
+    system = dict(role="system", content=SYSTEM + "\n".join(shown.values()))
+    return base.chat_ids([system, *(m for m in messages if m["role"] != "system")])[0].tolist()
+
+# %% ../nbs/09_autoregressive.ipynb #42056c0b
+def autoregressive_calls(
+    base: Base,
+    tools: list,              # the `Tool` of each call
+    messages: list[dict],     # role and content of each turn
+    form: str = "compact",    # one of `FORMS`
+    constrained: bool = True, # by the tools' schemas, with jump-forward
+    max_new_tokens: int = 192,# tokens of a call's arguments
+) -> list[dict]:              # name and arguments of each call; one whose arguments were never finished is not there
+    "The frozen base writes the arguments of call after call."
+    prompt, text, calls = rival_prompt(base, tools, messages, form), "", []
+    for tool in tools:
+        text += f'{{"name": {json.dumps(tool.name)}, "arguments": '
+        ids = prompt + base.encode(text)[0]
+        value = constrained_json(base, ids, tool.parameters, max_new_tokens).value if constrained else free_json(base, ids, max_new_tokens)
+        if isinstance(value, dict): calls.append(dict(name=tool.name, arguments=value))
+        text += json.dumps(value if isinstance(value, dict) else {}, ensure_ascii=False) + "}\n"
+    return calls

@@ -4,7 +4,7 @@
 
 # %% ../nbs/01_base.ipynb #9d333fa3
 from __future__ import annotations
-import hashlib, os, subprocess, sys, tempfile, zipfile
+import copy, hashlib, os, subprocess, sys, tempfile, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -144,7 +144,8 @@ def row_attention(module, query, key, value, attention_mask, scaling=None, dropo
         q = query.gather(2, rows_BR[:, None, :, None].expand(-1, heads, -1, dim))
         k = key.repeat_interleave(heads // key.shape[1], dim=1)
         scores = (q @ k.transpose(-1, -2)).float() * (dim ** -0.5 if scaling is None else scaling)
-        later = torch.arange(k.shape[2], device=k.device) > rows_BR[:, None, :, None]
+        place_BR = rows_BR + k.shape[2] - query.shape[2]   # what a cache holds comes before
+        later = torch.arange(k.shape[2], device=k.device) > place_BR[:, None, :, None]
         sink.append(scores.masked_fill(later, float("-inf")).softmax(-1))
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
@@ -239,11 +240,20 @@ class Reading:
     "What one pass of the base over a batch of prompts found."
     hidden_BTF: torch.Tensor   # hidden states of the chosen layers, side by side
     rows_BRF: torch.Tensor     # the same at the rows
-    pair_BRTP: torch.Tensor    # square roots of attention (layers x heads), then log-probability of the token's id / 10
-    logits_BRV: torch.Tensor   # next-token log-probabilities at the rows
+    pair_BRTP: torch.Tensor    # square roots of attention (layers x heads); log-probability of the token's id / 10, of the last layer
+    logits_BRV: torch.Tensor | None # next-token log-probabilities at the rows, if the last layer was read
     cache: object = None       # the key-value cache, when it was asked for
 
 # %% ../nbs/01_base.ipynb #1cffa94d
+@patch
+def first_layers(self: Base, depth: int):
+    "The decoder, cut off after so many layers: it shares all weights, and leaves out the last norm."
+    whole = self.model.get_decoder()
+    if depth >= self.n_layers: return whole
+    part = copy.copy(whole)
+    part._modules = dict(whole._modules, layers=whole.layers[:depth], norm=torch.nn.Identity())
+    return part
+
 @patch
 @torch.inference_mode()
 def read(
@@ -252,16 +262,25 @@ def read(
     rows_BR: torch.Tensor,            # positions that are asked about
     layers: tuple[int, ...] = (12, 30), # layers whose output is returned, counted from 1
     use_cache: bool = False,          # also return the key-value cache
+    prefix: Reading | None = None,    # with its cache, of tokens that all begin with, before any row; they are not read again
 ) -> Reading:
-    "One causal pass; padding on the right cannot reach earlier tokens, so results do not depend on it."
+    "One causal pass, no deeper than it is read; padding on the right cannot reach earlier tokens, so results do not depend on it."
     ids_BT, rows_BR, sink = ids_BT.to(self.device), rows_BR.to(self.device), []
-    out = self.model.get_decoder()(input_ids=ids_BT, use_cache=use_cache, output_hidden_states=True, rows_BR=rows_BR, sink=sink)
+    known, cache = 0, None
+    if prefix is not None:
+        known, cache = prefix.hidden_BTF.shape[1], copy.deepcopy(prefix.cache)
+        cache.batch_repeat_interleave(len(ids_BT))
+    own_BR = (rows_BR - known).clamp(min=0)
+    out = self.first_layers(max(layers))(input_ids=ids_BT[:, known:], past_key_values=cache, use_cache=use_cache or known > 0,
+                                         output_hidden_states=True, rows_BR=own_BR, sink=sink)
     hidden_BTF = torch.cat([out.hidden_states[k] for k in layers], -1)
-    last_BRF = out.last_hidden_state.gather(1, rows_BR[..., None].expand(-1, -1, self.hidden_size))
-    logits_BRV = self.model.get_output_embeddings()(last_BRF).float().log_softmax(-1)
-    said_BRT = logits_BRV.gather(2, ids_BT[:, None].expand(-1, rows_BR.shape[1], -1))
-    attention_BRTP = torch.cat(sink, 1).permute(0, 2, 3, 1).sqrt()
-    pair_BRTP = torch.cat([attention_BRTP, said_BRT[..., None] / 10], -1)
+    if known: hidden_BTF = torch.cat([prefix.hidden_BTF.expand(len(ids_BT), -1, -1), hidden_BTF], 1)
+    pair_BRTP, logits_BRV = torch.cat(sink, 1).permute(0, 2, 3, 1).sqrt(), None
+    if max(layers) == self.n_layers:
+        last_BRF = out.last_hidden_state.gather(1, own_BR[..., None].expand(-1, -1, self.hidden_size))
+        logits_BRV = self.model.get_output_embeddings()(last_BRF).float().log_softmax(-1)
+        said_BRT = logits_BRV.gather(2, ids_BT[:, None].expand(-1, rows_BR.shape[1], -1))
+        pair_BRTP = torch.cat([pair_BRTP, said_BRT[..., None] / 10], -1)
     rows_BRF = hidden_BTF.gather(1, rows_BR[..., None].expand(-1, -1, hidden_BTF.shape[-1]))
     return Reading(hidden_BTF, rows_BRF, pair_BRTP, logits_BRV, out.past_key_values if use_cache else None)
 
@@ -342,9 +361,12 @@ def score(
     mean: bool = True,               # mean over tokens, else their sum
 ) -> list[float]:                    # log-probability of each
     "Log-probabilities of continuations after a prompt, which is read once."
-    longest = max(map(len, continuations))
-    ids_BT = torch.tensor([prompt + c + [0] * (longest - len(c)) for c in continuations], device=self.device)
-    hidden_BTF = self.model.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state[:, len(prompt) - 1 : -1]
+    longest, decoder, cache = max(map(len, continuations)), self.model.get_decoder(), None
+    ids_BT = torch.tensor([prompt[-1:] + c + [0] * (longest - len(c)) for c in continuations], device=self.device)
+    if len(prompt) > 1:
+        cache = decoder(input_ids=torch.tensor([prompt[:-1]], device=self.device), use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(continuations))
+    hidden_BTF = decoder(input_ids=ids_BT[:, :-1], past_key_values=cache, use_cache=cache is not None).last_hidden_state
     logp_BTV = self.model.get_output_embeddings()(hidden_BTF).float().log_softmax(-1)
-    said_BT = logp_BTV.gather(2, ids_BT[:, len(prompt):, None])[..., 0]
+    said_BT = logp_BTV.gather(2, ids_BT[:, 1:, None])[..., 0]
     return [float(said_BT[i, : len(c)].mean() if mean else said_BT[i, : len(c)].sum()) for i, c in enumerate(continuations)]

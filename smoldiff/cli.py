@@ -166,10 +166,11 @@ def run_train(args):
     if not 0 < args.share <= 1: raise SmoldiffError("--share must be above 0 and at most 1")
     recipe, data = load_recipe(args.config) if args.config else Recipe(), args.data_dir or os.environ.get("SMOLDIFF_DATA")
     if args.share < 1:
-        fewer = {k: max(24, int(getattr(recipe, k) * args.share)) for k in ("records", "examples", "valid_records")}
+        fewer = {k: max(24, int(getattr(recipe, k) * args.share)) for k in ("records", "valid_records")}
         recipe = replace(recipe, **fewer)
     if not data: print("no --data-dir and no SMOLDIFF_DATA: training on the tool bank alone", file=sys.stderr)
-    metrics = train_head(load_base(args.base, args.device), recipe, args.out, data, args.work, args.minutes)
+    dtype = "bfloat16" if recipe.train.precision == "bf16" else "auto"   # the base is read in the precision of the training
+    metrics = train_head(load_base(args.base, args.device, dtype), recipe, args.out, data, args.work, args.minutes)
     print(json.dumps(metrics))
 
 # %% ../nbs/15_cli.ipynb #b0438e0a

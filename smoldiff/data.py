@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'DEFAULT_WEIGHTS', 'HUB', 'read_records', 'data_dir', 'data_files', 'turns', 'request_text', 'check_record',
            'check_form', 'read_bank', 'spoken', 'fill_template', 'ExpandConfig', 'name_key', 'value_pool', 'shape',
-           'draw_values', 'expand_template', 'offer', 'distractors', 'expand_tool', 'expand_bank', 'bank_split',
-           'round_robin', 'quotas', 'tool_names', 'training_mixture', 'split_by_tool', 'expressible',
+           'draw_values', 'expand_template', 'offer', 'distractors', 'respell', 'guise', 'expand_tool', 'expand_bank',
+           'bank_split', 'round_robin', 'quotas', 'tool_names', 'training_mixture', 'split_by_tool', 'expressible',
            'record_expressible', 'filter_records', 'word_runs', 'python_type', 'mend', 'hub_tool', 'from_xlam',
            'from_glaive', 'parse_calls', 'from_toolace', 'from_when2call', 'load_hub', 'to_row', 'from_row',
            'cache_records', 'length_batches', 'record_table', 'argument_table', 'plot_arguments', 'data_report']
@@ -176,6 +176,11 @@ class ExpandConfig:
     max_distractors: int = 4        # at most so many of them
     shuffle: float = 0.5            # chance that the properties are shuffled
     drop_description: float = 0.1   # chance that a parameter loses its description
+    respell: float = 0.3            # chance that the names of tool and parameters are spelt in another style
+    relax: float = 0.1              # chance that a required parameter is said to be optional
+    borrow: float = 0.2             # chance that an optional parameter of a tool of another domain is shown too; it stays empty
+    unlist: float = 0.15            # chance that the options of an enum stand in its description only
+    per_guise: int = 4              # records that share one of a tool's guises, so that the base need not read it anew for each
 
 # %% ../nbs/07_data.ipynb #3114f716
 def _kind(name, schema):
@@ -262,7 +267,7 @@ def expand_template(
     rng: random.Random, # draws
     pool: dict, # as from `value_pool`
     cfg: ExpandConfig, # rates
-) -> dict: # `query`, `calls`, `spans` and `loose`: the parameters whose description the values do not need
+) -> dict: # `query`, `calls` and `spans`: per call, where each value is spoken
     "One filled template."
     text, preset = (template["q"], template["set"]) if isinstance(template, dict) else (template, {})
     holes = _holes(text)
@@ -270,22 +275,24 @@ def expand_template(
     query, spans = fill_template(text, drawn)
     numbers = sorted({k for _, k in holes if k}) or [0]
     pairs = [_call_of(k, entry, drawn, spans, preset) for k in numbers]
-    bound = {n for (n, _), v in drawn.items() if isinstance(v, dict)} | set(preset)
-    return {"query": query, "calls": [c for c, _ in pairs], "spans": [w for _, w in pairs],
-            "loose": set(entry["parameters"]["properties"]) - bound}
+    return {"query": query, "calls": [c for c, _ in pairs], "spans": [w for _, w in pairs]}
 
 # %% ../nbs/07_data.ipynb #fe00424c
+def _bound(entry):
+    "The parameters whose description is needed: some value is spoken in another form, or implied."
+    implied = [q["set"] for q in entry["queries"] + entry.get("parallel", []) if isinstance(q, dict)]
+    return {n for n, vs in entry["values"].items() if any(isinstance(v, dict) for v in vs)}.union(*implied)
+
 def offer(
-    entry: dict, # the called tool's entry
-    loose: set, # parameters whose description may go
+    entry: dict, # a tool's entry
     rng: random.Random, # draws
     cfg: ExpandConfig, # rates
 ) -> dict: # name, description, parameters
     "The tool as it is shown in a record."
-    items = [(n, dict(s)) for n, s in entry["parameters"]["properties"].items()]
+    items, bound = [(n, dict(s)) for n, s in entry["parameters"]["properties"].items()], _bound(entry)
     if rng.random() < cfg.shuffle: rng.shuffle(items)
     for name, schema in items:
-        if name in loose and rng.random() < cfg.drop_description: schema.pop("description", None)
+        if name not in bound and rng.random() < cfg.drop_description: schema.pop("description", None)
     return {"name": entry["name"], "description": entry["description"], "parameters": {**entry["parameters"], "properties": dict(items)}}
 
 # %% ../nbs/07_data.ipynb #f8c42982
@@ -304,7 +311,7 @@ def distractors(
     if not others or rng.random() >= cfg.distract: return []
     drawn = rng.sample(others, min(len(others), 3 * cfg.max_distractors))
     fit = [o for o in drawn if not _words(o["name"]) & _words(entry["name"]) and not (foreign and o["domain"] == entry["domain"])]
-    return [offer(o, set(), rng, cfg) for o in fit[:rng.randint(1, cfg.max_distractors)]]
+    return [offer(o, rng, cfg) for o in fit[:rng.randint(1, cfg.max_distractors)]]
 
 # %% ../nbs/07_data.ipynb #5559e65b
 _KINDS = {"parallel": None, "negatives": "irrelevant", "missing": "missing_argument", "queries": None}
@@ -318,11 +325,59 @@ def _pick_kind(entry, rng, cfg):
         u -= rate
     return "queries"
 
-def _record(entry, kind, template, rng, others, pool, cfg):
+def respell(
+    name: str, # of a tool or parameter
+    style: str, # "snake", "camel" or "pascal"
+) -> str: # the same words; what stands before a dot is kept
+    "A name in another style."
+    module, dot, last = name.rpartition(".")
+    words = [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", last)]
+    if "".join(words) != re.sub(r"[\W_]+", "", last).lower(): return name
+    if style == "snake": return module + dot + "_".join(words)
+    return module + dot + (words[0] if style == "camel" else words[0].title()) + "".join(w.title() for w in words[1:])
+
+# %% ../nbs/07_data.ipynb #24646122
+def _unlisted(schema):
+    "An enum of texts as a string whose description tells the options; anything else as it is."
+    options = schema.get("enum", [])
+    if schema.get("type") != "string" or not options or not all(isinstance(o, str) and o for o in options): return schema
+    told = (schema.get("description", "").rstrip(". ") + ": " if schema.get("description") else "One of ") + ", ".join(options)
+    return {"type": "string", "description": told} if len(told) < 190 else schema
+
+def _borrowed(entry, others, rng):
+    "An optional parameter of a tool of another domain, as (name, schema); None where there is none, or its name is known here."
+    donor = rng.choice([o for o in others if o["domain"] != entry["domain"]] or [entry])
+    known = set().union(*map(_words, entry["parameters"]["properties"]), _words(entry["name"]))
+    loose = [n for n in donor["parameters"]["properties"] if n not in donor["parameters"].get("required", [])]
+    name = rng.choice(loose) if loose else None
+    return (name, donor["parameters"]["properties"][name]) if name and not _words(name) & known else None
+
+# %% ../nbs/07_data.ipynb #c6835f23
+def guise(
+    entry: dict, # entry of the bank
+    others: list[dict], # entries to borrow from
+    rng: random.Random, # draws
+    cfg: ExpandConfig, # rates
+) -> tuple[dict, dict]: # the tool, and its parameters' new names by the old ones
+    "A tool of the bank in another guise."
+    tool = offer(entry, rng, cfg)
+    items = [(n, _unlisted(s) if rng.random() < cfg.unlist else s) for n, s in tool["parameters"]["properties"].items()]
+    if others and rng.random() < cfg.borrow and (extra := _borrowed(entry, others, rng)): items.insert(rng.randint(0, len(items)), extra)
+    required = [n for n in tool["parameters"].get("required", []) if rng.random() >= cfg.relax]
+    style = rng.choice(("snake", "camel", "pascal")) if rng.random() < cfg.respell else None
+    names = {n: respell(n, style) if style else n for n, _ in items}
+    if len(set(names.values())) < len(names): style, names = None, {n: n for n in names}   # two names would become one
+    parameters = {**tool["parameters"], "properties": {names[n]: s for n, s in items}, "required": [names[n] for n in required]}
+    return {**tool, "name": respell(tool["name"], style) if style else tool["name"], "parameters": parameters}, names
+
+# %% ../nbs/07_data.ipynb #b321f298
+def _record(entry, kind, template, rng, others, pool, cfg, guises):
     "One record of one template."
-    made = (expand_template(entry, template, rng, pool, cfg) if not _KINDS[kind] else
-            {"query": template, "calls": [], "spans": [], "loose": set(entry["parameters"]["properties"])})
-    tools = [offer(entry, made.pop("loose"), rng, cfg)] + distractors(entry, others, rng, cfg, foreign=bool(_KINDS[kind]))
+    made = expand_template(entry, template, rng, pool, cfg) if not _KINDS[kind] else {"query": template, "calls": [], "spans": []}
+    tool, names = rng.choice(guises)
+    made["calls"] = [{"name": tool["name"], "arguments": {names[k]: v for k, v in c["arguments"].items()}} for c in made["calls"]]
+    made["spans"] = [{names[k]: v for k, v in s.items()} for s in made["spans"]]
+    tools = [tool] + distractors(entry, others, rng, cfg, foreign=bool(_KINDS[kind]))
     rng.shuffle(tools)
     key = hashlib.sha1(made["query"].encode()).hexdigest()[:8]
     record = {"id": f"toolbank-{entry['name']}-{key}", "source": "toolbank", "tools": tools, **made}
@@ -339,12 +394,13 @@ def expand_tool(
 ) -> list[dict]: # up to `n` records with distinct requests
     "Records of one tool of the bank."
     cfg, pool = cfg or ExpandConfig(), value_pool(others) if pool is None else pool
+    guises = [guise(entry, others, rng, cfg) for _ in range(-(-n // cfg.per_guise))]
     queues, records, seen = defaultdict(list), [], set()
     for _ in range(4 * n):
         if len(records) == n: break
         kind = _pick_kind(entry, rng, cfg)
         if not queues[kind]: queues[kind] = rng.sample(entry[kind], len(entry[kind]))
-        record = _record(entry, kind, queues[kind].pop(), rng, others, pool, cfg)
+        record = _record(entry, kind, queues[kind].pop(), rng, others, pool, cfg, guises)
         if record["query"] not in seen: records.append(record)
         seen.add(record["query"])
     return records
@@ -371,7 +427,7 @@ def _held_out(name, share, seed):
 
 def bank_split(
     entries: list[dict], # entries of the bank
-    share: float = 0.08, # share of the tools held out
+    share: float = 0.1, # share of the tools held out
     seed: int = 0, # another seed holds out other tools
 ) -> tuple[list[dict], list[dict]]: # train, valid
     "Split the bank by tool name, stable by hash."
@@ -379,7 +435,7 @@ def bank_split(
 
 # %% ../nbs/07_data.ipynb #009ca3e9
 WEIGHTS = {
-    "tool bank": {"toolbank": 35},
+    "tool bank": {"toolbank": 100},
     # a few thousand records altogether, nearly each with a schema of its own
     "schema-rich": {"sealtools": 8, "toolrl": 3, "traject": 2.5, "apibank": 2.5, "callnavi": 2, "mtubench": 1.5, "glaive": 1,
                     "toolalpaca": 1, "tooltalk": 1},
@@ -427,14 +483,15 @@ def tool_names(
     "Every tool that is offered somewhere."
     return {name_key(t["name"]) for r in records for t in r["tools"]}
 
-def _sources(folder, split, weights, wanted, rng, cap):
+def _sources(folder, split, weights, wanted, seed, cap):
     "The bank's entries of a split, and the ordered records of every public source that has weight; no name is on both sides."
     train, valid = bank_split(read_bank())
     if folder is None: return (valid if split == "valid" else train), {}
     other = {name_key(e["name"]) for e in valid} if split == "train" else set()
     fits = lambda r: wanted(r) and not other & tool_names([r])
     paths = {s: p for s, p in data_files(data_dir(folder), split).items() if weights.get(s, 0) > 0}
-    public = {s: round_robin([r for r in read_records(p) if fits(r)], rng, cap) for s, p in paths.items()}
+    own = lambda s: random.Random(f"{seed}:{split}:{s}")   # so that what is drawn of a source does not depend on the others
+    public = {s: round_robin([r for r in read_records(p) if fits(r)], own(s), cap) for s, p in paths.items()}
     if split == "valid": return valid, public
     taken = set().union(*(tool_names(read_records(p)) for p in data_files(folder, "valid").values()))
     return [e for e in train if name_key(e["name"]) not in taken], public
@@ -454,7 +511,7 @@ def training_mixture(
     "Draw a mixture of sources, many tools before many examples."
     weights, rng = DEFAULT_WEIGHTS if weights is None else weights, random.Random(f"{seed}:{split}")
     wanted = lambda r: bool(r["calls"] or with_negatives) and (keep is None or keep(r))
-    entries, public = _sources(folder, split, weights, wanted, rng, cap)
+    entries, public = _sources(folder, split, weights, wanted, seed, cap)
     quota = quotas(n, weights, {s: len(rs) for s, rs in public.items()} | {"toolbank": n})
     expand = expand or (ExpandConfig() if with_negatives else ExpandConfig(irrelevant=0, missing=0))
     made = [r | {"split": split} for r in expand_bank(entries, quota.get("toolbank", 0), rng, expand) if wanted(r)]

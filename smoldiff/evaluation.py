@@ -10,7 +10,7 @@ __all__ = ['BFCL_WHEEL', 'BFCL_CATEGORIES', 'ERRORS', 'equal_strict', 'normalise
            'read_predictions', 'field_rows', 'pair_lines', 'field_table', 'bfcl_exact', 'judge_calls', 'call_table',
            'null_rates', 'metrics_of', 'evaluate_predictions', 'evaluate', 'bootstrap_ci', 'accuracy_by',
            'plot_accuracy', 'plot_null_rates', 'error_kinds', 'plot_errors', 'reliability', 'calibration_error',
-           'plot_reliability', 'plot_latency']
+           'plot_reliability', 'rival', 'risk_coverage', 'plot_risk_coverage', 'plot_latency']
 
 # %% ../nbs/13_evaluation.ipynb #9236ab71
 import json, os, re, tempfile, time, zipfile
@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .tools import SmoldiffError, as_tool, normalise_schema, schema_validator, validate_arguments
-from .base import fetch_wheel
+from .tools import SmoldiffError, as_tool, as_tools, normalise_schema, schema_validator, validate_arguments
+from .base import Base, fetch_wheel
 from .values import plain_text, slot_kind
-from .data import read_records, request_text
+from .data import read_records, request_text, turns
+from .autoregressive import autoregressive_calls
 
 # %% ../nbs/13_evaluation.ipynb #c75bbea9
 def equal_strict(
@@ -869,6 +870,41 @@ def plot_reliability(
     ax.plot(frame.confidence, frame.accuracy, color="#08519c", lw=1)
     ax.scatter(frame.confidence, frame.accuracy, s=15 + 150 * frame.n / max(frame.n.max(), 1), color="#08519c", alpha=.6)
     ax.set(xlabel="confidence", ylabel="share right", xlim=(0, 1.05), ylim=(0, 1.05))
+    return ax
+
+# %% ../nbs/13_evaluation.ipynb #c2fd0344
+def rival(
+    base: Base,
+    form: str = "compact",     # of its prompt, see `rival_prompt`
+    constrained: bool = True,  # by XGrammar with jump-forward, else on its own
+):                             # a function of a record, for `evaluate`
+    "Autoregression by the frozen base; the tools of the gold calls are given, in order."
+    def predict(record):
+        tools = as_tools(record["tools"])
+        calls = autoregressive_calls(base, [tools[c["name"]] for c in record["calls"]], turns(record), form, constrained)
+        return {"mode": "tool", "tool_calls": calls, "fields": []}
+    return predict
+
+# %% ../nbs/13_evaluation.ipynb #78cd033f
+def risk_coverage(
+    confidence: pd.Series,  # of fields
+    right: pd.Series,  # Whether each was right
+) -> pd.DataFrame:  # A row a field, the surest first: confidence, coverage, risk
+    "How many of the surest fields are wrong, for every share of fields that is kept."
+    order = confidence.sort_values(ascending=False, kind="stable").index
+    kept = np.arange(1, len(order) + 1)
+    return pd.DataFrame({"confidence": confidence[order].to_numpy(), "coverage": kept / max(len(kept), 1),
+                         "risk": (1 - right[order].astype(float)).cumsum().to_numpy() / kept})
+
+def plot_risk_coverage(
+    frame: pd.DataFrame,  # What `risk_coverage` returns
+    ax=None,  # Axes to draw on
+    label: str|None = None,  # Of the line
+):  # The axes
+    "Risk against coverage."
+    ax = _axes(ax)
+    ax.plot(frame.coverage, frame.risk, lw=1.5, label=label)
+    ax.set(xlabel="share of fields kept", ylabel="share of them wrong", xlim=(0, 1.02), ylim=(0, None))
     return ax
 
 # %% ../nbs/13_evaluation.ipynb #ec1591d7

@@ -14,10 +14,11 @@ from .values import KINDS
 from .scaffold import MAX_SPAN, PLANS, Prompt, SlotLabel, dynamic_budget, pad_labels
 
 # %% auto #0
-__all__ = ['MAX_CANDIDATES', 'MAX_CALLS', 'MAX_PLACES', 'PAIR_SCORES', 'LOW', 'Features', 'read_features', 'Example',
-           'make_example', 'pad', 'spans_tensor', 'label_tensors', 'Batch', 'collate', 'State', 'empty_state',
-           'gold_spans', 'noisy_state', 'HeadConfig', 'head_config', 'rotate', 'Block', 'SchemaDiffusionHead',
-           'layers_sum', 'used_tokens', 'span_mean', 'HeadOutput', 'LossConfig', 'smooth_nll']
+__all__ = ['MAX_CANDIDATES', 'REACH', 'N_LINKS', 'MAX_CALLS', 'MAX_PLACES', 'PAIR_SCORES', 'LOW', 'Features', 'read_features',
+           'Example', 'make_example', 'pad', 'spans_tensor', 'label_tensors', 'Batch', 'inside', 'inside_any',
+           'shifted', 'links', 'collate', 'State', 'empty_state', 'gold_spans', 'noisy_state', 'HeadConfig',
+           'head_config', 'rotate', 'Block', 'SchemaDiffusionHead', 'layers_sum', 'used_tokens', 'span_mean',
+           'HeadOutput', 'LossConfig', 'smooth_nll']
 
 # %% ../nbs/06_head.ipynb #8641fae1
 @dataclass
@@ -32,12 +33,13 @@ def read_features(
     base: Base,
     prompts: list[Prompt],              # of one batch; similar lengths waste least
     layers: tuple[int, ...] = (12, 30), # layers of the base that are read, counted from 1
+    prefix=None,                        # a `Reading` with its cache of what all prompts begin with, see `Base.read`
 ) -> list[Features]:
     "One pass of the base over a batch of prompts."
     longest, most = max(len(p.ids) for p in prompts), max(1, max(len(p.rows) for p in prompts))
     ids_BT = torch.tensor([p.ids + [0] * (longest - len(p.ids)) for p in prompts])
     rows_BR = torch.tensor([p.rows + [0] * (most - len(p.rows)) for p in prompts])
-    seen, out = base.read(ids_BT, rows_BR, layers), []
+    seen, out = base.read(ids_BT, rows_BR, layers, prefix=prefix), []
     for b, p in enumerate(prompts):
         body, slots = slice(p.start, p.start + len(p.offsets)), len(p.rows)
         parts = seen.hidden_BTF[b, body], seen.rows_BRF[b, :slots], seen.pair_BRTP[b, :slots, body]
@@ -52,8 +54,11 @@ class Example:
     kinds: list        # index into `KINDS` of each slot
     required: list     # whether each slot must be filled
     calls: list        # which call each slot belongs to
-    request: tuple     # body tokens first..last of the request: what may be copied
+    request: tuple     # body tokens first..last of the request
     options: list      # per slot, the (first, last) tokens of each option
+    names: list        # per slot, those of its name
+    abouts: list       # per slot, those of its description, (-1, -1) where it has none
+    stems: list        # number of each body token's stem, 0 where it has none
     budgets: list      # room of each slot, in tokens
     labels: list | None = None  # `SlotLabel`s, for training
 
@@ -64,7 +69,8 @@ def make_example(prompt: Prompt, features: Features, labels: list[SlotLabel] | N
     room = [s.budget for s in segments]
     if labels: room = [max(r, dynamic_budget(len(l.tokens))) if l.plan == 3 else r for r, l in zip(room, labels)]
     return Example(features, [KINDS.index(s.kind) for s in segments], [s.required for s in segments], [s.call for s in segments],
-                   (inside[0], inside[-1]), prompt.options, room, labels)
+                   (inside[0], inside[-1]), prompt.options, [a or (-1, -1) for a in prompt.names], [a or (-1, -1) for a in prompt.abouts],
+                   prompt.stems(), room, labels)
 
 # %% ../nbs/06_head.ipynb #53dfa728
 def pad(tensors: list[torch.Tensor], value=0) -> torch.Tensor:
@@ -96,6 +102,9 @@ class Batch:
     slot_BSF: torch.Tensor; pair_BSTP: torch.Tensor; slot_BS: torch.Tensor
     kind_BS: torch.Tensor; required_BS: torch.Tensor; call_BS: torch.Tensor
     option_BSO2: torch.Tensor; option_BSO: torch.Tensor
+    part_BST: torch.Tensor   # what a slot may copy: 1 in the request, 2 in its own description, else 0
+    stem_BT: torch.Tensor    # number of each token's stem, 0 where it has none
+    link_BSTL: torch.Tensor  # how each token is linked to each slot, see `links`
     plan_BS: torch.Tensor | None = None; span_BSK2: torch.Tensor | None = None; span_BSK: torch.Tensor | None = None
     picked_BS: torch.Tensor | None = None
     budgets: list = field(default_factory=list); tokens: list = field(default_factory=list)   # per example and slot
@@ -104,22 +113,59 @@ class Batch:
         "The batch on another device."
         return Batch(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()})
 
-# %% ../nbs/06_head.ipynb #0319d544
+# %% ../nbs/06_head.ipynb #65a6f1f3
+REACH = (1, 2, 3)        # tokens before and behind a linked word that know of it
+N_LINKS = 3 + 3 * (1 + 2 * len(REACH)) + 1
+
+def inside(span_BS2: torch.Tensor, n: int) -> torch.Tensor:
+    "True for the tokens inside spans (B, S, 2), none where they are -1: (B, S, n)."
+    index = torch.arange(n)
+    return (index >= span_BS2[..., :1]) & (index <= span_BS2[..., 1:]) & (span_BS2[..., :1] >= 0)
+
+def inside_any(span_BSO2: torch.Tensor, n: int) -> torch.Tensor:
+    "True for the tokens inside any of several spans: (B, S, n)."
+    B, S, O, _ = span_BSO2.shape
+    return inside(span_BSO2.reshape(B, S * O, 2), n).view(B, S, O, n).any(2)
+
+def shifted(x_BST: torch.Tensor, by: int) -> torch.Tensor:
+    "What stands `by` tokens earlier (later where it is negative); zeros come in."
+    return F.pad(x_BST, (by, 0))[..., : x_BST.shape[-1]] if by > 0 else F.pad(x_BST, (0, -by))[..., -by:]
+
+def links(
+    own_PBST: list[torch.Tensor],  # of name, description and options: True for their tokens
+    stem_BT: torch.Tensor,         # numbers of stems
+    request_BT: torch.Tensor,      # True in the request
+) -> torch.Tensor:                 # (B, S, T, N_LINKS), 0 and 1
+    "How each token is linked to each slot."
+    same_BTT = ((stem_BT[:, :, None] == stem_BT[:, None]) & (stem_BT[:, None] > 0)).float()
+    said_BT = (same_BTT * request_BT[:, None]).amax(-1)
+    found = []
+    for own in own_PBST:
+        linked = ((own.float() @ same_BTT) > 0).float() * request_BT[:, None]
+        found += [own.float(), linked, *(shifted(linked, by) * request_BT[:, None] for k in REACH for by in (k, -k))]
+    mine = torch.stack(own_PBST).any(0).float() * said_BT[:, None]
+    return torch.stack([*found, mine], -1)
+
+# %% ../nbs/06_head.ipynb #a9e82290
 def collate(
     examples: list[Example],  # with labels (training) or without
 ) -> Batch:
     "Pad examples to one batch."
     row = lambda name, dtype=torch.long: pad([torch.tensor(getattr(e, name), dtype=dtype) for e in examples])
     part = lambda name: pad([getattr(e.features, name) for e in examples])
-    n = torch.tensor([len(e.features.ids_T) for e in examples])
-    index = torch.arange(int(n.max()))
+    lengths = torch.tensor([len(e.features.ids_T) for e in examples])
+    index = torch.arange(int(lengths.max()))
     first, last = (torch.tensor([e.request[i] for e in examples])[:, None] for i in (0, 1))
+    request, n = (index >= first) & (index <= last), len(index)
+    spans = lambda name: inside(pad([torch.tensor(getattr(e, name)).reshape(-1, 2) for e in examples], -1), n)
+    name, about, stems = spans("names"), spans("abouts"), row("stems")
     options = pad([spans_tensor(e.options) for e in examples], -1)
     slots = pad([torch.ones(len(e.kinds), dtype=torch.bool) for e in examples])
     gold = label_tensors(examples) if examples[0].labels is not None else {}
-    return Batch(part("ids_T"), part("hidden_TF").float(), index < n[:, None], (index >= first) & (index <= last), part("slot_SF").float(),
+    return Batch(part("ids_T"), part("hidden_TF").float(), index < lengths[:, None], request, part("slot_SF").float(),
                  part("pair_STP").float(), slots, row("kinds"), row("required", torch.bool), row("calls"), options.clamp(min=0),
-                 options[..., 0] >= 0, budgets=[e.budgets for e in examples], **gold)
+                 options[..., 0] >= 0, torch.where(about, 2, request.long()[:, None]), stems,
+                 links([name, about, inside_any(options, n)], stems, request), budgets=[e.budgets for e in examples], **gold)
 
 # %% ../nbs/06_head.ipynb #8d2aeaea
 @dataclass
@@ -192,12 +238,15 @@ class HeadConfig:
     dropout: float = 0.1            # after every block's parts
     layers: tuple = (12, 30)        # layers of the base that are read
     use_pairs: bool = True          # the base's attention and log-probabilities
+    copy_about: bool = True         # a slot may copy from its own description too, not from the request alone
+    use_links: bool = True          # tell it where words of a parameter stand in the request, see `links`
+    pair_width: int = 160           # of the network that reads both
     step_embedding: bool = False    # tell the head the share of slots that are masked
     base_name: str = ""             # for people
     base_fingerprint: str = ""      # must be that of the base it runs on
     base_hidden: int = 576          # width of the base's states
     base_vocab: int = 49152         # token ids of the base; MASK and NULL come after them
-    base_pairs: int = 271           # layers x heads + 1
+    base_pairs: int = 271           # layers that are run x heads, + 1 if the last is among them
 
     def __post_init__(self):
         self.layers = tuple(self.layers)
@@ -211,8 +260,10 @@ def head_config(
 ) -> HeadConfig:
     "The configuration of a head for a base: by default a layer at two fifths of its depth and the last one are read."
     n = base.n_layers
-    known = dict(layers=(max(1, round(n * .4)), n), base_name=base.name, base_fingerprint=base.fingerprint, base_hidden=base.hidden_size,
-                 base_vocab=base.vocab_size, base_pairs=n * base.n_heads + 1)
+    layers = options.get("layers") or (max(1, round(n * .4)), n)
+    if not all(0 < k <= n for k in layers): raise SmoldiffError(f"layers {tuple(layers)}: the base has layers 1 to {n}")
+    known = dict(layers=layers, base_name=base.name, base_fingerprint=base.fingerprint, base_hidden=base.hidden_size,
+                 base_vocab=base.vocab_size, base_pairs=max(layers) * base.n_heads + (max(layers) == n))
     return HeadConfig(**{**known, **options})
 
 # %% ../nbs/06_head.ipynb #ce463dc7
@@ -276,8 +327,10 @@ def make_outputs(self: SchemaDiffusionHead, D: int, H: int):
     self.start_q, self.start_k, self.end_q, self.end_k = (nn.Linear(D, D) for _ in range(4))
     self.option_q, self.option_k, self.from_start = (nn.Linear(D, D) for _ in range(3))
     self.length = nn.Embedding(MAX_SPAN, 1)
-    if config.use_pairs:
-        self.pair = nn.Sequential(nn.Linear(config.base_pairs, 64), nn.GELU(), nn.Linear(64, PAIR_SCORES + config.heads))
+    known = config.base_pairs * config.use_pairs + N_LINKS * config.use_links
+    W = config.pair_width
+    if known: self.pair = nn.Sequential(nn.Linear(known, W), nn.GELU(), nn.Linear(W, PAIR_SCORES + config.heads))
+    if config.use_links: self.match = nn.Parameter(torch.zeros(config.heads))   # attention between words with the same stem
 
 @patch(as_prop=True)
 def n_trainable(self: SchemaDiffusionHead) -> int:
@@ -335,22 +388,37 @@ class HeadOutput:
 
 # %% ../nbs/06_head.ipynb #437619de
 @patch
+def pairs(self: SchemaDiffusionHead, batch: Batch) -> torch.Tensor:
+    "What is known of each slot and token: the base's attention and log-probabilities, links."
+    known = [batch.pair_BSTP] * self.config.use_pairs + [batch.link_BSTL] * self.config.use_links
+    return torch.cat(known, -1)
+
+# %% ../nbs/06_head.ipynb #e7c74803
+@patch
 def encode(self: SchemaDiffusionHead, batch: Batch, state: State):
     "Run the encoder: slots, canvas, prompt, and the pair scores."
     slot, canvas, token = self.inputs(batch, state)
     S, C, T = slot.shape[1], canvas.shape[1], token.shape[1]
     there_BN = torch.cat([batch.slot_BS, state.canvas_BC, batch.token_BT], 1)
-    bias = torch.zeros(len(there_BN), self.config.heads, S + C + T, S + C + T, device=slot.device)
-    pair = None
-    if self.config.use_pairs and self.config.variant == "slot":
-        pair = self.pair(batch.pair_BSTP)
-        bias[:, :, :S, S + C:] = pair[..., PAIR_SCORES:].permute(0, 3, 1, 2)
-    bias = bias.masked_fill(~there_BN[:, None, None], -1e4)
+    # padding stands in three places; what is there moves to the front, and the blocks read no more than that
+    order_Bn = there_BN.int().argsort(dim=1, descending=True, stable=True)[:, : int(there_BN.sum(1).max())]
     index = lambda n, start=0: torch.arange(n, device=slot.device).expand(len(slot), n) + start
-    place = torch.cat([index(S, T), T + state.slot_BC, index(T)], 1)
-    x = torch.cat([slot, canvas, token], 1)
-    for block in self.blocks: x = block(x, place, bias)
-    return (*self.norm(x).split([S, C, T], 1), pair)
+    place_Bn = torch.cat([index(S, T), T + state.slot_BC, index(T)], 1).gather(1, order_Bn)
+    bias, pair = torch.zeros(len(slot), self.config.heads, *order_Bn.shape[1:] * 2, device=slot.device), None
+    if hasattr(self, "pair"):
+        pair, token_Bn = self.pair(self.pairs(batch)), order_Bn - S - C
+        scores_BHST = pair[..., PAIR_SCORES:].permute(0, 3, 1, 2)
+        moved = scores_BHST.gather(3, token_Bn.clamp(min=0)[:, None, None].expand(-1, self.config.heads, S, -1))
+        bias[:, :, :S] = moved * ((token_Bn >= 0)[:, None] & batch.slot_BS[..., None])[:, None]
+    if hasattr(self, "match"):
+        stem_Bn = F.pad(batch.stem_BT, (S + C, 0)).gather(1, order_Bn)
+        bias = bias + self.match[:, None, None] * ((stem_Bn[:, :, None] == stem_Bn[:, None]) & (stem_Bn[:, None] > 0))[:, None]
+    bias = bias.masked_fill(~there_BN.gather(1, order_Bn)[:, None, None], -1e4)
+    whole = order_Bn[..., None].expand(-1, -1, slot.shape[-1])
+    x = torch.cat([slot, canvas, token], 1).gather(1, whole)
+    for block in self.blocks: x = block(x, place_Bn, bias)
+    x = self.norm(x)
+    return (*x.new_zeros(len(x), S + C + T, x.shape[-1]).scatter(1, whole, x).split([S, C, T], 1), pair)
 
 # %% ../nbs/06_head.ipynb #d1a9668b
 LOW = -1e4   # a logit that never wins, and is finite
@@ -363,6 +431,11 @@ def option_pairs(self: SchemaDiffusionHead, pair_BSTE, span_BSO2) -> torch.Tenso
     spans = span_BSO2.flatten(0, 1)
     first = flat[..., 2].gather(1, spans[..., 0])
     return (first + span_mean(flat[..., 3:4], spans)[..., 0]).unflatten(0, (B, S))
+
+@patch
+def parts(self: SchemaDiffusionHead, batch: Batch) -> torch.Tensor:
+    "What each slot may copy, as `Batch.part_BST`; the request alone for a head that was trained so."
+    return batch.part_BST if self.config.copy_about else batch.part_BST * (batch.part_BST == 1)
 
 # %% ../nbs/06_head.ipynb #fb40ad79
 @patch
@@ -377,7 +450,7 @@ def forward(self: SchemaDiffusionHead, batch: Batch, state: State) -> HeadOutput
     if pair is not None:
         start = start + pair[..., 0]
         option = option + self.option_pairs(pair, spans)
-    start = start.masked_fill(~batch.request_BT[:, None], LOW).log_softmax(-1)
+    start = start.masked_fill(self.parts(batch) == 0, LOW).log_softmax(-1)
     option = option.masked_fill(~batch.option_BSO, LOW).log_softmax(-1)
     plan = self.plan(slot)
     never = torch.zeros_like(batch.required_BS)
@@ -400,7 +473,9 @@ def end_logp(
     if out.pair_BSTE is not None: score = score + out.pair_BSTE[:, :, None, :, 1]
     distance = torch.arange(T, device=score.device) - start_BSK[..., None]
     score = score + self.length(distance.clamp(0, MAX_SPAN - 1))[..., 0]
-    return score.masked_fill((distance < 0) | (distance >= MAX_SPAN) | ~batch.request_BT[:, None, None], LOW).log_softmax(-1)
+    part = self.parts(batch)   # a span does not leave the part that it begins in
+    apart = part[:, :, None] != part.gather(2, start_BSK)[..., None]
+    return score.masked_fill((distance < 0) | (distance >= MAX_SPAN) | apart | (part == 0)[:, :, None], LOW).log_softmax(-1)
 
 # %% ../nbs/06_head.ipynb #1305ec69
 @patch

@@ -149,7 +149,7 @@ def make_schedule(
     return SCHEDULES[config.schedule](eps=config.eps)
 
 # %% ../nbs/05_noise.ipynb #782fb37d
-GRID_SHARES = (0.25, 0.5, 0.25)  # of t=1, of the step grid, of any time
+GRID_SHARES = (0.5, 0.3, 0.2)  # of t=1, of the step grid, of any time
 
 def importance_time(
     u_B: torch.Tensor,  # Uniform numbers in [0, 1]

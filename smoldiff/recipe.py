@@ -28,10 +28,9 @@ __all__ = ['CARD', 'Recipe', 'save_recipe', 'load_recipe', 'recipe_records', 're
 @dataclass
 class Recipe:
     "All that a trained head depends on, besides the base and the data."
-    records: int = 10000          # drawn from the sources by weight
-    examples: int = 5632          # of these, at most so many that can be laid out are trained on
+    records: int = 16000          # drawn from the sources by weight; those that cannot be laid out or are too long are left out
     valid_records: int = 420      # of tools that are not trained on
-    max_tokens: int = 270         # prompts longer than this are not trained on
+    max_tokens: int = 300         # prompts longer than this are not trained on
     max_chars: int = 1200         # neither are conversations longer than this
     seed: int = 7
     weights: dict = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))   # of the sources
@@ -75,10 +74,12 @@ def recipe_cache(
     split: str = "train",     # train or valid
     progress: bool = True,
 ) -> FeatureCache:
-    "The feature cache of a split; validation takes longer prompts too."
-    layers, records = head_config(base, **recipe.head).layers, recipe_records(recipe, data, split)
-    tokens, limit = (recipe.max_tokens, recipe.examples) if split == "train" else (420, None)
-    return cache_features(base, records, work/"features", layers, tokens, limit, progress)
+    "The feature cache of a split, source by source, so that another mixture reads only what is new; validation takes longer prompts too."
+    layers, by_source = head_config(base, **recipe.head).layers, {}
+    for r in recipe_records(recipe, data, split): by_source.setdefault(r["source"], []).append(r)
+    tokens = recipe.max_tokens if split == "train" else 420
+    parts = [cache_features(base, by_source[s], work/"features", layers, tokens, progress) for s in sorted(by_source)]
+    return sum(parts[1:], parts[0])
 
 # %% ../nbs/14_recipe.ipynb #e90286ee
 def slot_rows(head: SchemaDiffusionHead, base: Base, cache: FeatureCache, i: int, config: GenerationConfig) -> list[dict]:
@@ -183,7 +184,7 @@ def write_card(folder: Path, recipe: Recipe, config: HeadConfig, metrics: dict):
 def finish(base: Base, head, recipe: Recipe, out: Path, learn, valid, history, minutes: float) -> dict:
     "Calibrate, measure and save a trained head."
     table = validate(head.eval(), base, valid)
-    calibration = fit_calibration(table.confidence.tolist(), table.right.tolist())
+    calibration = fit_calibration(table.confidence.tolist(), table.right.tolist(), table.how.tolist())
     HybridSmolLM(base, head, calibration).save_pretrained(out)
     save_recipe(recipe, out/"config.yaml")
     history.to_csv(out/"history.csv", index=False)
@@ -198,7 +199,8 @@ def finish(base: Base, head, recipe: Recipe, out: Path, learn, valid, history, m
 # %% ../nbs/14_recipe.ipynb #9ccd4e2b
 def run_key(recipe: Recipe, learn: FeatureCache) -> str:
     "Eight hex digits of recipe, base and data: another run never goes on from this one's checkpoints."
-    return hashlib.sha256(json.dumps([asdict(recipe), learn.folder.name], sort_keys=True).encode()).hexdigest()[:8]
+    shards = sorted({f"{path.parent.name}/{path.name}" for path, _ in learn.places})
+    return hashlib.sha256(json.dumps([asdict(recipe), shards], sort_keys=True).encode()).hexdigest()[:8]
 
 def train_head(
     base: Base,

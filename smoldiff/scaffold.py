@@ -23,8 +23,8 @@ __all__ = ['MAX_OPTIONS', 'MAX_SLOTS', 'ABSENT', 'HANDED', 'MAX_ITEMS', 'OPEN', 
            'with_null', 'character_automaton', 'example_strings', 'small_texts', 'small_lists', 'small_objects',
            'small_values', 'smallest_value', 'impossible', 'mended', 'SchemaTemplate', 'lay_out',
            'build_schema_template', 'clip', 'type_words', 'parameter_line', 'turns_text', 'body_text',
-           'scaffold_pieces', 'Prompt', 'token_span', 'encode_prompt', 'SlotLabel', 'written', 'read_back',
-           'slot_label', 'pad_labels', 'encode_labels', 'label_value']
+           'scaffold_pieces', 'Prompt', 'stemmer', 'token_stems', 'token_span', 'encode_prompt', 'SlotLabel', 'written',
+           'read_back', 'said', 'copy_spans', 'slot_label', 'pad_labels', 'encode_labels', 'label_value']
 
 # %% ../nbs/04_scaffold.ipynb #f48af66d
 MAX_OPTIONS = 64   # more options than this are not laid out in the prompt; a copied or written value must still be one of them
@@ -369,6 +369,7 @@ def small_texts(schema: dict, kind: str):
         yield from (json.dumps(int(t) if kind == "integer" and t == int(t) else t) for t in tries)
     regex = schema_regex({**schema, "type": kind})
     if regex is not None: yield from islice(example_strings(regex, schema.get("minLength", 0), schema.get("maxLength")), 32)
+    if kind == "string": yield ""   # where nothing may be said
 
 def small_lists(schema: dict):
     "The shortest lists a schema may allow, of different items as far as there are any."
@@ -543,9 +544,10 @@ def type_words(segment: FieldSegment) -> str:
     return ", ".join(w for w in (kind, "required" if segment.required else "") if w)
 
 # %% ../nbs/04_scaffold.ipynb #e45f89d4
-def parameter_line(segment: FieldSegment) -> tuple[str, list[tuple[int, int]]]:
-    "The prompt's line about a slot, and where each option stands in it."
-    line, spans = f"- {clip(segment.line, 80)} (", []
+def parameter_line(segment: FieldSegment) -> tuple[str, dict]:
+    "The prompt's line about a slot, and where name, description (`about`) and each option stand in it."
+    name, spans = clip(segment.line, 80), []
+    line = f"- {name} ("
     for i, option in enumerate(segment.options):
         default = segment.schema.get("default", ABSENT) is option and segment.kind not in ("enum", "boolean")
         line += (", " if i else "") + ("default " if default else "")
@@ -554,7 +556,8 @@ def parameter_line(segment: FieldSegment) -> tuple[str, list[tuple[int, int]]]:
     words = type_words(segment)
     line += (", " if spans and words else "") + words + ")"
     about = clip(segment.schema.get("description", ""), 200)
-    return line + (f": {about}" if about else ""), spans
+    line += f": {about}" if about else ""
+    return line, dict(name=(2, 2 + len(name)), about=(len(line) - len(about), len(line)), options=spans)
 
 # %% ../nbs/04_scaffold.ipynb #20466434
 def turns_text(messages: list[dict]) -> str:
@@ -564,21 +567,23 @@ def turns_text(messages: list[dict]) -> str:
     # further lines of a turn cannot pass for turns
     return "\n".join(f"{m['role']}: " + "\n  ".join(m["content"].strip().splitlines()) for m in spoken)
 
-def body_text(template: SchemaTemplate, messages: list[dict]) -> tuple[str, list, tuple]:
-    "The prompt's body, the character spans of every slot's options, and that of the request."
-    text, told, options = "", {}, []   # a tool that is called twice is described once, and so is what the items of a list share
+# %% ../nbs/04_scaffold.ipynb #9d46346c
+def body_text(template: SchemaTemplate, messages: list[dict], query_first: bool = False) -> tuple[str, list[dict], tuple]:
+    "The prompt's body, the character spans of every slot's name, description and options, and that of the request."
+    said, told, found = turns_text(messages), {}, []   # a tool called twice is described once, and so is what the items of a list share
+    text = said + "\n\n" if query_first else ""
     for i, tool in enumerate(template.tools):
         if (tool.name,) not in told: text += f"{clip(tool.name, 120)}: {clip(tool.description, 300)}\n"
         told[tool.name,] = []
         for s in (s for s in template.segments if s.call == i):
-            line, spans = parameter_line(s)
+            line, places = parameter_line(s)
             if (tool.name, line) not in told:
-                told[tool.name, line] = [(len(text) + a, len(text) + b) for a, b in spans]
+                move = lambda span: (len(text) + span[0], len(text) + span[1])
+                told[tool.name, line] = {k: [move(o) for o in v] if k == "options" else move(v) for k, v in places.items()}
                 text += line + "\n"
-            options.append(told[tool.name, line])
-    start = len(text) + 1
-    text += "\n" + turns_text(messages)
-    return text, options, (start, len(text))
+            found.append(told[tool.name, line])
+    if query_first: return text, found, (0, len(said))
+    return f"{text}\n{said}", found, (len(text) + 1, len(text) + 1 + len(said))
 
 # %% ../nbs/04_scaffold.ipynb #1752dda2
 OPEN = dict(string='"', enum='"', integer="", number="", boolean="", null="", array="[", json="")
@@ -607,12 +612,42 @@ class Prompt:
     request: tuple            # character span of the request within `body`
     rows: list                # index in `ids` of the token that opens each slot
     options: list             # per slot, the body-token span (first, last) of each option
+    names: list               # per slot, that of its name
+    abouts: list              # per slot, that of its description, None where it has none
     template: SchemaTemplate
 
     def text(self, first: int, last: int) -> str:
         "The characters of body tokens first..last, without blanks around them."
         return self.body[self.offsets[first][0] : self.offsets[last][1]].strip()
 
+    def stems(self) -> list[int]:
+        "For each body token a number that tokens of words with the same stem share, 0 where there is nothing to compare."
+        return token_stems(self.body, self.offsets)
+
+# %% ../nbs/04_scaffold.ipynb #7e82059f
+_WORD = re.compile(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")
+_COMMON = frozenset("a an and any are as at be by default eg for from get given has have i if in is it its me my not number of on or "
+                    "optional our per please string that the their then there these they this to type use used value was we what which "
+                    "with you your".split())
+
+@lru_cache(None)
+def stemmer():
+    "The English Porter stemmer (Porter 1980) of Snowball."
+    import snowballstemmer
+    return lru_cache(65536)(snowballstemmer.stemmer("english").stemWord)
+
+def token_stems(text: str, offsets: list) -> list[int]:
+    "Numbers of the stems of the words that tokens belong to; names such as `startDate` are several words, common words have none."
+    numbers, stems, words = {}, [], [(m.start(), m.end(), m.group().lower()) for m in _WORD.finditer(text)]
+    n = 0
+    for a, b in offsets:
+        while n < len(words) and words[n][1] <= a: n += 1
+        word = words[n][2] if n < len(words) and words[n][0] < b else ""
+        telling = word and word not in _COMMON and (len(word) > 1 or word.isdigit())
+        stems.append(numbers.setdefault(stemmer()(word), len(numbers) + 1) if telling else 0)
+    return stems
+
+# %% ../nbs/04_scaffold.ipynb #cc26e81b
 def token_span(offsets: list, a: int, b: int) -> tuple[int, int] | None:
     "First and last token that a character span touches (blanks at a token's front aside)."
     inside = [i for i, (s, e) in enumerate(offsets) if s < b and e > a and e > s]
@@ -624,10 +659,11 @@ def encode_prompt(
     template: SchemaTemplate,
     messages: list[dict],        # role and content of each turn
     max_tokens: int | None = None, # longest prompt; the base's context by default
+    query_first: bool = False,   # the request before the tools, an experiment
 ) -> Prompt:
     "Tokenise a template and a request; a `ScaffoldError` when the request is empty or the whole is too long."
     if not any((m.get("content") or "").strip() for m in messages if m.get("role") == "user"): raise ScaffoldError("the request is empty")
-    body, options, request = body_text(template, messages)
+    body, places, request = body_text(template, messages, query_first)
     ids, offsets = base.encode(body)
     before, after = base.frame()
     out, rows = before + ids + after, []
@@ -636,8 +672,9 @@ def encode_prompt(
         rows.append(len(out) - 1)
     limit = min(max_tokens or base.context, base.context)
     if len(out) > limit: raise ScaffoldError(f"the request and the tool take {len(out)} tokens, at most {limit} can be read")
-    spans = [[token_span(offsets, *o) for o in slot] for slot in options]
-    return Prompt(out, len(before), offsets, body, request, rows[:-1], spans, template)
+    options = [[token_span(offsets, *o) for o in p["options"]] for p in places]
+    names, abouts = ([token_span(offsets, *p[k]) if p[k][0] < p[k][1] else None for p in places] for k in ("name", "about"))
+    return Prompt(out, len(before), offsets, body, request, rows[:-1], options, names, abouts, template)
 
 # %% ../nbs/04_scaffold.ipynb #c7d1ebf8
 PLANS = ("absent", "copy", "option", "write")
@@ -664,6 +701,17 @@ def read_back(text: str, segment: FieldSegment):
     return value if fits(value, segment.schema) else cast(text, segment.schema)
 
 # %% ../nbs/04_scaffold.ipynb #53ff2539
+def said(prompt: Prompt, i: int, value, part: tuple) -> list[tuple[int, int]]:
+    "Character spans in a part of the body (first, end) that may give a value of slot i."
+    a, b = part
+    return [(a + s, a + e) for s, e in find_value(value, prompt.template.segments[i].schema, prompt.body[a:b])]
+
+def copy_spans(prompt: Prompt, i: int, value, chars: list, exact: bool) -> list[tuple[int, int]]:
+    "Of character spans those, in tokens, from which slot i gets the value by casting."
+    spans = [t for t in (token_span(prompt.offsets, *c) for c in chars) if t and t[1] - t[0] < MAX_SPAN]
+    return [t for t in spans if same(cast(prompt.text(*t), prompt.template.segments[i].schema), value, exact)]
+
+# %% ../nbs/04_scaffold.ipynb #a9e34bda
 def slot_label(base: Base, prompt: Prompt, i: int, value, span: tuple | None = None, exact: bool = False) -> SlotLabel:
     "The plan for one slot and its gold value; `span` is its known character span in the body; `exact` as in `encode_labels`."
     segment = prompt.template.segments[i]
@@ -672,12 +720,14 @@ def slot_label(base: Base, prompt: Prompt, i: int, value, span: tuple | None = N
     # of options that differ in case alone the one that is meant
     options = [k for strict in (True, False)[:2 - exact] for k, o in enumerate(segment.options) if same(o, value, strict)]
     if options and segment.kind in ("enum", "boolean", "null"): return SlotLabel(2, option=options[0], tokens=tokens)
-    a, b = prompt.request
-    chars = [span] if span else [(a + s, a + e) for s, e in find_value(value, segment.schema, prompt.body[a:b])]
-    spans = [t for t in (token_span(prompt.offsets, *c) for c in chars) if t and t[1] - t[0] < MAX_SPAN]
-    spans = [t for t in spans if same(cast(prompt.text(*t), segment.schema), value, exact)]
+    spans = copy_spans(prompt, i, value, [span] if span else said(prompt, i, value, prompt.request), exact)
     if spans: return SlotLabel(1, spans=spans[:4], tokens=tokens)
-    return SlotLabel(2, option=options[0], tokens=tokens) if options else SlotLabel(3, tokens=tokens)
+    if options: return SlotLabel(2, option=options[0], tokens=tokens)
+    if segment.kind == "string" and prompt.abouts[i]:   # "the unit, such as kg or lb": a text that only the description gives
+        first, last = prompt.abouts[i]
+        about = said(prompt, i, value, (prompt.offsets[first][0], prompt.offsets[last][1]))
+        spans = [t for t in copy_spans(prompt, i, value, about, exact) if first <= t[0] and t[1] <= last]
+    return SlotLabel(1, spans=spans[:1], tokens=tokens) if spans else SlotLabel(3, tokens=tokens)
 
 # %% ../nbs/04_scaffold.ipynb #91bb8788
 def pad_labels(tokens: list[int], budget: int, null_id: int) -> list[int]:

@@ -12,16 +12,16 @@ from typing import Callable, Iterable
 import torch
 from .tools import SmoldiffError
 from .base import Base
-from .scaffold import build_schema_template, encode_labels, encode_prompt
+from .scaffold import Prompt, build_schema_template, encode_labels, encode_prompt
 from .noise import NoiseConfig, loss_weights, make_schedule, mask_slots, sample_t
 from .head import Features, LossConfig, SchemaDiffusionHead, make_example, noisy_state, read_features
 from .data import length_batches, turns
 
 # %% auto #0
-__all__ = ['SHARD', 'PROMPT_FORM', 'record_prompt', 'usable', 'read_in_batches', 'save_shard', 'FeatureCache', 'features_name',
-           'steps', 'cache_features', 'filling_loss', 'TrainConfig', 'learning_rate', 'save_checkpoint',
-           'load_checkpoint', 'Run', 'own_dropout', 'average_gradients', 'agreed', 'update', 'train_step',
-           'evaluation_steps', 'evaluate_now', 'loop', 'train', 'plot_null_history']
+__all__ = ['SHARD', 'PROMPT_FORM', 'record_prompt', 'usable', 'tool_tokens', 'read_in_batches', 'save_shard', 'FeatureCache',
+           'features_name', 'steps', 'by_tool', 'cache_features', 'filling_loss', 'TrainConfig', 'learning_rate',
+           'save_checkpoint', 'load_checkpoint', 'Run', 'own_dropout', 'average_gradients', 'agreed', 'update',
+           'train_step', 'evaluation_steps', 'evaluate_now', 'loop', 'train', 'plot_null_history']
 
 # %% ../nbs/08_training.ipynb #172c57b2
 def record_prompt(
@@ -47,11 +47,21 @@ def usable(
     return found
 
 # %% ../nbs/08_training.ipynb #e0df3a47
+def tool_tokens(prompt: Prompt) -> tuple:
+    "The tokens that stand before the request: the frame and the tools."
+    first = next(i for i, (_, end) in enumerate(prompt.offsets) if end > prompt.request[0])
+    return tuple(prompt.ids[:prompt.start + first])
+
 def read_in_batches(base: Base, prompts: list, layers: tuple, max_tokens: int = 2600) -> list[Features]:
-    "Features of many prompts, read in batches of similar length."
-    found, order = [None] * len(prompts), length_batches([len(p.ids) for p in prompts], max_tokens, shuffle=False)
-    for batch in order:
-        for i, f in zip(batch, read_features(base, [prompts[i] for i in batch], layers)): found[i] = f
+    "Features of many prompts, in batches of similar length; what several prompts begin with (a tool) is read once for all."
+    found, groups = [None] * len(prompts), {}
+    for i, p in enumerate(prompts): groups.setdefault(tool_tokens(p), []).append(i)
+    alone = [i for ids in groups.values() if len(ids) == 1 for i in ids]
+    for begin, members in [((), alone)] + [(b, ids) for b, ids in groups.items() if len(ids) > 1]:
+        prefix = base.read(torch.tensor([begin]), torch.tensor([[0]]), layers, use_cache=True) if begin else None
+        for batch in length_batches([len(prompts[i].ids) - len(begin) for i in members], max_tokens, shuffle=False):
+            chosen = [members[k] for k in batch]
+            for i, f in zip(chosen, read_features(base, [prompts[i] for i in chosen], layers, prefix)): found[i] = f
     return found
 
 # %% ../nbs/08_training.ipynb #13131d7a
@@ -69,8 +79,8 @@ def save_shard(path: Path, features: list[Features]):
 # %% ../nbs/08_training.ipynb #f66f74bb
 @dataclass
 class FeatureCache:
-    "Examples whose features lie on disk, with what is known of their slots in memory."
-    folder: Path
+    "Examples whose features lie on disk, with what is known of their slots in memory; `+` joins two caches."
+    places: list      # of each example's features: shard (a path) and number in it
     records: list     # one per example
     prompts: list
     labels: list      # `SlotLabel`s of every slot
@@ -78,12 +88,15 @@ class FeatureCache:
 
     def __len__(self): return len(self.prompts)
     def __repr__(self): return f"FeatureCache({len(self)} examples)"
+    def rows(self): return list(zip(self.places, self.records, self.prompts, self.labels))
+    def __add__(self, other): return FeatureCache(*map(list, zip(*(self.rows() + other.rows()))))
+    def __getitem__(self, ids): return FeatureCache(*map(list, zip(*(self.rows()[i] for i in ids))))
 
     def example(self, i: int):
         "Example i with its features."
         from safetensors import safe_open
-        shard, k = divmod(i, SHARD)
-        if shard not in self.handles: self.handles[shard] = safe_open(self.folder/f"{shard:05d}.safetensors", "pt")
+        shard, k = self.places[i]
+        if shard not in self.handles: self.handles[shard] = safe_open(shard, "pt")
         get = self.handles[shard].get_tensor
         features = Features(*(get(f"{k}.{name}") for name in ("ids", "hidden", "slot", "pair")))
         return make_example(self.prompts[i], features, self.labels[i])
@@ -104,24 +117,34 @@ def steps(items, what: str, show: bool = True, total: int | None = None):
     return tqdm(items, desc=what, disable=not show, total=total)
 
 # %% ../nbs/08_training.ipynb #3db84cb4
+def by_tool(
+    pairs: list[tuple],  # (record, prompt)
+) -> list[tuple]:        # the same, those that begin with the same tool side by side
+    "Put together what can be read together."
+    groups = {}
+    for r, p in pairs: groups.setdefault(tool_tokens(p), []).append((r, p))
+    return [pair for group in groups.values() for pair in group]
+
+# %% ../nbs/08_training.ipynb #536509f0
 def cache_features(
     base: Base,
     records: list[dict],          # in the record form
     folder: str | Path,           # where caches live
     layers: tuple = (12, 30),     # layers of the base that are read
-    max_tokens: int = 270,        # prompts longer than this are left out
-    limit: int | None = None,     # at most so many examples
+    max_tokens: int = 300,        # prompts longer than this are left out
     progress: bool = True,
 ) -> FeatureCache:
     "Read every record's prompt with the base, once; what is on disk already is not read again."
-    pairs = usable(base, records, max_tokens)[:limit]
+    records = sorted(records, key=lambda r: (r["id"], json.dumps(r)))   # the same records in another order are the same cache
+    pairs = by_tool(usable(base, records, max_tokens))
     place = Path(folder)/features_name(base, layers, max_tokens, [r for r, _ in pairs])
     place.mkdir(parents=True, exist_ok=True)
     for start in steps(range(0, len(pairs), SHARD), "reading prompts", progress):
         shard = place/f"{start // SHARD:05d}.safetensors"
         if not shard.exists(): save_shard(shard, read_in_batches(base, [p for _, p in pairs[start:start + SHARD]], layers))
     labels = [encode_labels(base, p, r["calls"], r.get("spans")) for r, p in pairs]
-    return FeatureCache(place, [r for r, _ in pairs], [p for _, p in pairs], labels)
+    places = [(place/f"{k // SHARD:05d}.safetensors", k % SHARD) for k in range(len(pairs))]
+    return FeatureCache(places, [r for r, _ in pairs], [p for _, p in pairs], labels)
 
 # %% ../nbs/08_training.ipynb #366fdb20
 def filling_loss(

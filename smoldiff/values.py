@@ -10,9 +10,10 @@ from .tools import schema_validator
 
 # %% auto #0
 __all__ = ['KINDS', 'COMPOSED', 'INVALID', 'value_types', 'slot_kind', 'words_to_digits', 'cast_number', 'is_json', 'fits',
-           'spoken_duration', 'spoken_time', 'spellings', 'cast_string', 'date_form', 'cast_date', 'cast_integer',
-           'cast_float', 'cast_option', 'spell', 'cast_boolean', 'read_json', 'cast_json', 'thousands', 'cast_array',
-           'cast', 'same', 'plain_text', 'find_string', 'find_number', 'find_list', 'find_value']
+           'spoken_duration', 'spoken_time', 'spellings', 'cast_string', 'date_form', 'clock_words', 'cast_date',
+           'code_names', 'codes_asked', 'iso_code', 'unit_asked', 'asked_number', 'cast_integer', 'cast_float',
+           'cast_option', 'spell', 'cast_boolean', 'read_json', 'cast_json', 'thousands', 'cast_array', 'cast', 'same',
+           'plain_text', 'find_string', 'find_number', 'other_form', 'find_list', 'find_value']
 
 # %% ../nbs/02_values.ipynb #699bfc3d
 KINDS = ("string", "integer", "number", "boolean", "enum", "null", "array", "json")
@@ -126,34 +127,97 @@ def cast_string(text: str, schema: dict):
     if len(text) > 1 and text[0] in "\"'“‘«" and text[-1] in "\"'”’»": text = text[1:-1].strip()
     if not text: return INVALID
     if date_form(schema): return cast_date(text, schema)
+    if code := iso_code(text, schema): return code
     if schema.get("format") in ("email", "uri"): text = text.rstrip(".,;")
     forms = [text, *spellings(text, schema)]
     return next((t for t in forms[1:] if fits(t, schema)), text) if len(forms) > 1 and not fits(text, schema) else text
 
+_FORM = re.compile(r"\b(?:YYYY|DD|MM)(?:([-/.])(?:DD|MM)(?:\1(?:YYYY|DD|MM))?|[-/]YYYY)(?:[ T]HH:MM(?::SS)?Z?)?\b|\bHH:MM(?::SS)?\b"
+                   r"|%Y-%m(?:-%d)?(?:[ T]%H:%M(?::%S)?Z?)?|%d/%m/%Y|%m/%d/%Y|%H:%M(?::%S)?", re.I)
+_FIELDS = {"YYYY": "%Y", "DD": "%d", "HH": "%H", ":MM": ":%M", "MM": "%m", "SS": "%S"}
+
 def date_form(schema: dict) -> str | None:
-    "The strftime form of a date that the schema asks for, None where it asks for none."
+    "The strftime form of a date or time that the schema asks for (`YYYY-MM-DD`, `HH:MM`, `%Y-%m`), None where it asks for none."
     if schema.get("format") == "date": return "%Y-%m-%d"
-    said = re.search(r"\b(YYYY|DD|MM)([-/.])(DD|MM)\2(YYYY|DD|MM)\b", schema.get("description") or "", re.I)
-    if not said: return None
-    return said.group(0).upper().replace("YYYY", "%Y").replace("MM", "%m").replace("DD", "%d")
+    said = _FORM.search(schema.get("description") or "")
+    return said and (said[0] if "%" in said[0] else re.sub("|".join(_FIELDS), lambda m: _FIELDS[m[0]], said[0].upper()))
+
+# %% ../nbs/02_values.ipynb #9b48b537
+def clock_words(text: str) -> str:
+    "Spoken times in a form that dateutil reads: `half past seven in the morning` as `7:30 am`."
+    text = re.sub(r"\b(?:at )?noon\b", "12:00 pm", re.sub(r"\b(?:at )?midnight\b", "12:00 am", text.lower()))
+    text = re.sub(r" in the morning\b", " am", re.sub(r"(?: in the (?:afternoon|evening)| at night)\b", " pm", text))
+    past = re.search(r"\b(half past|(?:a )?quarter past|(?:a )?quarter to) ([a-z]+|\d{1,2})\b", text)
+    hour = past and cast_number(past[2])
+    if not hour: return text
+    minutes = 60 * hour + (30 if past[1] == "half past" else 15 if past[1].endswith("past") else -15)
+    return text[:past.start()] + f"{minutes // 60}:{minutes % 60:02d}" + text[past.end():]
 
 def cast_date(text: str, schema: dict):
-    "A spoken calendar date in the form the schema asks for; text that is no full date stays as it is."
+    "A spoken date or time in the form the schema asks for; text that leaves some of it open stays as it is."
     from dateutil import parser
     import datetime as dt
-    try: first, second = (parser.parse(text, default=dt.datetime(*d)) for d in ((2001, 1, 1), (2003, 3, 4)))
+    defaults = dt.datetime(2001, 1, 1, 1), dt.datetime(2003, 3, 4, 2)
+    try: first, second = (parser.parse(clock_words(text), default=d).strftime(date_form(schema)) for d in defaults)
     except (ValueError, OverflowError): return text
-    return first.strftime(date_form(schema)) if first.date() == second.date() else text   # both agree only on a full date
+    return first if first == second else text   # both agree only on what the text says
 
-# %% ../nbs/02_values.ipynb #75285bb5
+# %% ../nbs/02_values.ipynb #0f10311a
+_CODES = {"territory": re.compile(r"ISO[- ]3166|two-letter country|alpha-2|country code", re.I),
+          "currency": re.compile(r"ISO[- ]4217|currency code|three-letter currency", re.I),
+          "language": re.compile(r"ISO[- ]639|language code|two-letter language", re.I)}
+
+@lru_cache(None)
+def code_names(
+    what: str,  # territory, currency or language
+) -> dict:      # name in lower case -> code
+    "English names of ISO codes, currencies in the plural too."
+    from babel import Locale
+    from babel.numbers import get_currency_name
+    names = Locale("en")
+    if what == "language": return {n.lower(): c for c, n in names.languages.items() if len(c) == 2}
+    if what == "territory": return {n.lower(): c for c, n in names.territories.items() if len(c) == 2 and c.isalpha()}
+    return {get_currency_name(c, count=k, locale="en").lower(): c for c in names.currencies for k in (2, 1)}
+
+def codes_asked(schema: dict) -> dict:
+    "Names and codes of what the description asks a code for; empty where it asks for none."
+    return next((code_names(w) for w, p in _CODES.items() if p.search(schema.get("description") or "")), {})
+
+def iso_code(text: str, schema: dict) -> str | None:
+    "The code of a country, currency or language that is named, where the description asks for one."
+    return codes_asked(schema).get(re.sub(r"^the ", "", text.lower()))
+
+# %% ../nbs/02_values.ipynb #4379c988
+_SHARE = re.compile(r"\b(?:fraction|decimal(?! place)|proportion|between 0 and 1|from 0 to 1|0 to 1|0-1)\b", re.I)
+_PERCENT = re.compile(r"(?<=[\da-z])\s*(?:%|per ?cent\b)", re.I)
+_UNITS = dict(second=1, sec=1, minute=60, min=60, hour=3600, hr=3600, day=86400, week=604800, month=1, year=12)   # seconds, or months
+_UNIT = re.compile(r"\b(second|minute|hour|day|week|month|year)s?\b", re.I)
+
+def unit_asked(schema: dict) -> str | None:
+    "The one unit of time that a description names, None for none or several."
+    named = {u.lower() for u in _UNIT.findall(schema.get("description") or "")}
+    return named.pop() if len(named) == 1 else None
+
+def asked_number(text: str, schema: dict) -> float | int | None:
+    "The number that a text holds, in the measure that the description asks for; None where it holds none or several."
+    if _PERCENT.search(text) and _SHARE.search(schema.get("description") or ""):
+        value = cast_number(_PERCENT.sub("", text))
+        return value if value is None else round(value / 100, 9)
+    unit, said = unit_asked(schema), _UNIT.search(text)
+    said, long = said and said[1].lower(), ("month", "year")   # which are no number of days
+    if not (unit and said) or said == unit or (said in long) != (unit in long): return cast_number(text)
+    value = cast_number(re.sub(r"\bhalf an?\b", "0.5", re.sub(r"^\s*an? ", "1 ", text.lower())))
+    return value if value is None else cast_number(str(round(value * _UNITS[said] / _UNITS[unit], 9)))
+
+# %% ../nbs/02_values.ipynb #e112536c
 def cast_integer(text: str, schema: dict):
     "A whole number from digits or words."
-    value = cast_number(text)
+    value = asked_number(text, schema)
     return value if isinstance(value, int) else INVALID
 
 def cast_float(text: str, schema: dict):
     "A number from digits or words."
-    value = cast_number(text)
+    value = asked_number(text, schema)
     return INVALID if value is None else value
 
 def cast_option(text: str, schema: dict):
@@ -248,6 +312,22 @@ _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DAY = r"\d{1,2}(?:st|nd|rd|th)?"
 _DATE = re.compile(rf"\b(?:{_MONTH} {_DAY},? \d{{4}}|{_DAY}(?: of)? {_MONTH},? \d{{4}}|\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}})\b", re.I)
 
+_CLOCK = re.compile(r"\b(?:\d{1,2}(?::\d\d)?\s?[ap]\.?m\.?|noon|midnight|\d{1,2}:\d\d"
+                    r"|(?:half|(?:a )?quarter) (?:past|to) \w+(?: in the \w+| at night)?)", re.I)
+_MONTHS = re.compile(rf"\b{_MONTH} \d{{4}}\b", re.I)
+_SHARES = re.compile(rf"{_SPOKEN.pattern}\s*(?:%|per ?cent\b)", re.I)
+_TIMES = re.compile(rf"(?:{_SPOKEN.pattern}|\b(?:half )?an?)\s*-?\s*(?:second|minute|hour|day|week|month|year)s?\b", re.I)
+
+def other_form(value, schema: dict, text: str) -> list:
+    "Matches in a text that may say a value in another form than its own: dates, times, names of codes, shares, spans of time."
+    about = schema.get("description") or ""
+    if not isinstance(value, str):
+        forms = [form for form, asked in ((_SHARES, _SHARE.search(about)), (_TIMES, unit_asked(schema))) if asked]
+        return [m for form in forms for m in form.finditer(text)]
+    if date_form(schema): return [m for form in (_DATE, _CLOCK, _MONTHS) for m in form.finditer(text)]
+    names = [n for n, c in codes_asked(schema).items() if c == value]
+    return [m for n in names for m in re.finditer(rf"\b{re.escape(n)}\b", text, re.I)]
+
 def find_list(value: list, schema: dict, text: str) -> list[tuple[int, int]]:
     "The span from the first item of a list to the last, where its cast gives the list."
     spans = [find_value(item, schema.get("items", {}), text) for item in value]
@@ -259,5 +339,5 @@ def find_value(value, schema: dict, text: str) -> list[tuple[int, int]]:
     if isinstance(value, bool) or value is None or isinstance(value, dict): return []
     if isinstance(value, list): return find_list(value, schema, text)
     found = find_string(value, text) if isinstance(value, str) else find_number(value, text)
-    if not found and isinstance(value, str) and date_form(schema): found = [m.span() for m in _DATE.finditer(text)]
+    if not found: found = [m.span() for m in other_form(value, schema, text)]
     return [s for s in found if same(cast(text[slice(*s)], schema), value)]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from smoldiff.data import (ExpandConfig, bank_split, cache_records, check_record, data_dir, data_files, expand_bank, expand_tool, from_row,
-                           length_batches, parse_calls, quotas, read_bank, read_records, split_by_tool, tool_names, training_mixture)
+from smoldiff.data import (ExpandConfig, bank_split, cache_records, check_record, data_dir, data_files, expand_bank, expand_tool,
+                           from_row, length_batches, name_key, parse_calls, quotas, read_bank, read_records,
+                           split_by_tool, tool_names, training_mixture)
 from smoldiff.tools import SmoldiffError
 
 SAMPLE = Path(__file__).parent / "data" / "sample"
@@ -49,14 +50,14 @@ def test_missing_file_and_folder(tmp_path, monkeypatch):
 
 def test_bank_is_sound():
     bank = read_bank()
-    assert len({e["name"] for e in bank}) == len(bank) > 700
+    assert len({e["name"] for e in bank}) == len(bank) > 2400
     for e in bank:
         check_record({"id": e["name"], "query": "", "tools": [{k: e[k] for k in ("name", "description", "parameters")}], "calls": []})
         assert set(e["values"]) <= set(e["parameters"]["properties"]) and e["queries"]
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(0, 731))
+@given(st.integers(0, 10**6), st.integers(0, 2400))
 def test_expansion_is_sound_and_repeats(seed, i):
     bank = read_bank()
     cfg = ExpandConfig(resample=1, distract=1, shuffle=1, drop_description=1, parallel=0.4)
@@ -71,9 +72,9 @@ def test_expansion_is_sound_and_repeats(seed, i):
 
 def test_negatives_get_distractors_of_other_domains():
     bank = read_bank()
-    domain = {e["name"]: e["domain"] for e in bank}
+    domain = {name_key(e["name"]): e["domain"] for e in bank}
     for r in expand_bank(bank, 1500, random.Random(0), ExpandConfig(irrelevant=0.5, missing=0.3, distract=1)):
-        if r.get("neg"): assert sum(domain[t["name"]] == domain[r["id"][9:-9]] for t in r["tools"]) == 1
+        if r.get("neg"): assert sum(domain[name_key(t["name"])] == domain[name_key(r["id"][9:-9])] for t in r["tools"]) == 1
 
 
 def test_bank_split_is_by_name_and_stable():

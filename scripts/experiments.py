@@ -1,0 +1,231 @@
+"""Experiments on a few thousand examples: each command trains heads and writes results/exp-<command>.json (see the Makefile).
+
+All share one draw of the recipe's mixture, one set of requests to unseen tools, and the base's features of both, which are read once.
+"""
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from smoldiff.agent import GenerationConfig
+from smoldiff.base import cache_dir, load_base
+from smoldiff.data import WEIGHTS
+from smoldiff.head import Features, LossConfig, read_features
+from smoldiff.noise import NoiseConfig
+from smoldiff.recipe import Recipe, recipe_records, recipe_run, right_by, summary, validate
+from smoldiff.scaffold import encode_labels, encode_prompt
+from smoldiff.training import SHARD, FeatureCache, TrainConfig, cache_features, save_shard, tool_tokens, train
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+LAYERS = (6, 12, 18, 24, 30)
+
+
+class View:
+    "A feature cache whose examples are shown with other features."
+
+    def __init__(self, cache: FeatureCache, change): self.cache, self.change = cache, change
+    def __len__(self): return len(self.cache)
+    def __getattr__(self, name): return getattr(self.cache, name)
+
+    def example(self, i: int):
+        found = self.cache.example(i)
+        found.features = self.change(found.features)
+        return found
+
+
+def at_layers(base, layers: tuple):
+    "Features as if only these layers, of all that were read, had been: nothing is known of deeper ones."
+    def change(f: Features) -> Features:
+        def pick(x): return torch.cat([x.split(base.hidden_size, -1)[LAYERS.index(k)] for k in layers], -1)
+        said = [f.pair_STP[..., -1:]] if max(layers) == base.n_layers else []
+        return Features(f.ids_T, pick(f.hidden_TF), pick(f.slot_SF), torch.cat([f.pair_STP[..., : max(layers) * base.n_heads], *said], -1))
+    return change
+
+
+def drawn(args, split: str) -> list[dict]:
+    "The records of an experiment."
+    recipe = Recipe(records=args.records, valid_records=args.valid, seed=11)
+    return recipe_records(recipe, args.data_dir, split)
+
+
+def caches(args, base) -> tuple:
+    "Features at all `LAYERS` of what is trained and validated on."
+    return tuple(cache_features(base, drawn(args, s), args.work, LAYERS, 300) for s in ("train", "valid"))
+
+
+def read_otherwise(base, cache: FeatureCache, place: Path, read, layout) -> FeatureCache:
+    "The same records, laid out and read in another way; what is on disk is not read again."
+    prompts = [layout(r) for r in cache.records]
+    place.mkdir(parents=True, exist_ok=True)
+    for a in range(0, len(prompts), SHARD):
+        shard = place / f"{a // SHARD:05d}.safetensors"
+        if not shard.exists():
+            save_shard(shard, [f for k in range(a, min(a + SHARD, len(prompts)), 12) for f in read(prompts[k : min(k + 12, a + SHARD)])])
+    places = [(place / f"{k // SHARD:05d}.safetensors", k % SHARD) for k in range(len(prompts))]
+    labels = [encode_labels(base, p, r["calls"], r.get("spans")) for p, r in zip(prompts, cache.records)]
+    return FeatureCache(places, cache.records, prompts, labels)
+
+
+def apart(base, prompts: list, layers: tuple) -> list[Features]:
+    "Tool and request read by themselves, so that either can be read ahead: the slots know nothing of the request."
+    found = []
+    for p in prompts:
+        a, n = len(tool_tokens(p)), p.start + len(p.offsets)
+        tool = base.read(torch.tensor([p.ids[:a] + p.ids[n:]]), torch.tensor([[r - (n - a) for r in p.rows]]), layers)
+        asked = base.read(torch.tensor([p.ids[: p.start] + p.ids[a:n]]), torch.tensor([[0]]), layers)
+        ids = torch.tensor(p.ids[p.start : n])
+        hidden = torch.cat([tool.hidden_BTF[0, p.start : a], asked.hidden_BTF[0, p.start :]])
+        pair = torch.zeros(len(p.rows), len(ids), tool.pair_BRTP.shape[-1])
+        pair[:, : a - p.start] = tool.pair_BRTP[0, :, p.start : a]
+        if tool.logits_BRV is not None: pair[..., -1] = tool.logits_BRV[0][:, ids] / 10
+        found.append(Features(ids, *(x.to(torch.float16).contiguous() for x in (hidden, tool.rows_BRF[0], pair))))
+    return found
+
+
+def trial(args, base, learn, valid, seed: int = 0, steps: tuple = (3,), recipe: dict | None = None, **head) -> dict:
+    "Train a head from scratch and validate it: its numbers, by the looks of the decoder."
+    loop = TrainConfig(epochs=args.epochs, evaluations=0, precision="bf16", seed=seed)
+    recipe = Recipe(seed=seed, head=head, train=loop, **(recipe or {}))
+    start = time.perf_counter()
+    run = recipe_run(recipe, base, learn, valid, None)
+    history = train(run, progress=False)
+    trained, found = time.perf_counter() - start, {}
+    for n in steps:
+        table = validate(run.model.eval(), base, valid, GenerationConfig(mode="tool", steps=n))
+        found[str(n)] = summary(table) | dict(by_kind=right_by(table, "kind"))
+    shown = {k: round(v, 4) for k, v in found[str(steps[-1])].items() if k != "by_kind"}
+    print(seed, head, shown, f"{trained:.0f} s", file=sys.stderr, flush=True)
+    return dict(seed=seed, head=asdict(run.model.config), parameters=run.model.n_trainable, train_examples=len(learn),
+                valid_examples=len(valid), epochs=args.epochs, last_loss=float(history.loss[-50:].mean()), train_seconds=round(trained),
+                looks=found)
+
+
+def reading_ms(base, prompts: list, layers: tuple) -> float:
+    "Milliseconds to read one prompt, the median."
+    times = []
+    for p in prompts:
+        start = time.perf_counter()
+        read_features(base, [p], layers)
+        times.append(1000 * (time.perf_counter() - start))
+    return sorted(times)[len(times) // 2]
+
+
+def layers(args, base) -> dict:
+    "Which layers of the base to read."
+    learn, valid = caches(args, base)
+    rows = {}
+    for chosen in [(6,), (12,), (18,), (24,), (30,), (6, 18), (12, 24), (12, 30)]:
+        change = at_layers(base, chosen)
+        row = trial(args, base, View(learn, change), View(valid, change), layers=chosen)
+        rows[" + ".join(map(str, chosen))] = row | dict(reading_ms=reading_ms(base, valid.prompts[:40], chosen))
+    return rows
+
+
+def order(args, base) -> dict:
+    "Tool first, request first, or each by itself."
+    learn, valid = caches(args, base)
+    chosen, rows = (12, 30), {}
+    change = at_layers(base, chosen)
+    rows["tool first"] = trial(args, base, View(learn, change), View(valid, change))
+
+    def layout(first: bool):
+        def lay(r):
+            old = dict(zip(map(id, learn.records + valid.records), learn.prompts + valid.prompts))[id(r)]
+            return encode_prompt(base, old.template, r.get("messages") or [dict(role="user", content=r["query"])], query_first=first)
+        return lay
+    ways = {"request first": (lambda ps: read_features(base, ps, chosen), layout(True)),
+            "each by itself": (lambda ps: apart(base, ps, chosen), layout(False))}
+    for name, (read, lay) in ways.items():
+        place = Path(args.work) / f"{name.replace(' ', '-')}-{args.records}-{args.valid}"
+        rows[name] = trial(args, base, *(read_otherwise(base, c, place / s, read, lay) for c, s in ((learn, "train"), (valid, "valid"))))
+    return rows
+
+
+def unit(args, base) -> dict:
+    "What is denoised, slots or tokens, and in how many looks."
+    learn, valid = caches(args, base)
+    change = at_layers(base, (12, 30))
+    show = View(learn, change), View(valid, change)
+    return {v: trial(args, base, *show, steps=(1, 2, 3, 4, 8), variant=v) for v in ("slot", "token")}
+
+
+def parts(args, base) -> dict:
+    "What the head's parts and the training's options are worth."
+    learn, valid = caches(args, base)
+    change = at_layers(base, (12, 30))
+    show = View(learn, change), View(valid, change)
+    heads = {"as it is": {}, "no links": dict(use_links=False), "no attention of the base": dict(use_pairs=False),
+             "width 256": dict(width=256, heads=4), "depth 2": dict(depth=2), "depth 5": dict(depth=5),
+             "residual MLP": dict(encoder="residual_mlp"), "step embedding": dict(step_embedding=True)}
+    recipes = {"null penalty 0.3": dict(loss=LossConfig(null_prediction_penalty=.3)),
+               "label smoothing 0.1": dict(loss=LossConfig(label_smoothing=.1)),
+               "t uniform": dict(noise=NoiseConfig(t_law="uniform")),
+               "SUBS weight, clipped": dict(noise=NoiseConfig(loss_weight="clipped"))}
+    wanted = args.only.split(",") if args.only else [*heads, *recipes]
+    return {n: trial(args, base, *show, recipe=recipes.get(n), **heads.get(n, {})) for n in wanted}
+
+
+def seeds(args, base) -> dict:
+    "The chosen head, three times: how far chance goes."
+    learn, valid = caches(args, base)
+    change = at_layers(base, (12, 30))
+    return {f"seed {s}": trial(args, base, View(learn, change), View(valid, change), seed=s) for s in (1, 2, 3)}
+
+
+def sources(args, base) -> dict:
+    "What each group of sources is worth: trained without it, on as many examples as are left."
+    learn, valid = caches(args, base)
+    change = at_layers(base, (12, 30))
+    rows = {"all": trial(args, base, View(learn, change), View(valid, change))}
+    for group, names in WEIGHTS.items():
+        left = [i for i, r in enumerate(learn.records) if r["source"] not in names]
+        rows[f"without {group}"] = trial(args, base, View(learn[left], change), View(valid, change))
+    return rows
+
+
+def tools(args, base) -> dict:
+    "Many tools or many examples: the same number of examples of half, a quarter and an eighth of the tools; fewer examples of all."
+    learn, valid = caches(args, base)
+    change = at_layers(base, (12, 30))
+    names = sorted({r["calls"][0]["name"] for r in learn.records})
+    rows = {}
+    for share in (1, 2, 4, 8):
+        every = [i for i in range(len(learn)) if i % share == 0]
+        rows[f"{len(every)} examples"] = trial(args, base, View(learn[every], change), View(valid, change))
+        if share > 1:
+            few = {n for k, n in enumerate(names) if k % share == 0}
+            some = [i for i, r in enumerate(learn.records) if r["calls"][0]["name"] in few]
+            rows[f"{len(few)} tools"] = trial(args, base, View(learn[some], change), View(valid, change))
+    return rows
+
+
+COMMANDS = dict(layers=layers, order=order, unit=unit, parts=parts, seeds=seeds, sources=sources, tools=tools)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=COMMANDS, help="; ".join(f"{k}: {f.__doc__}" for k, f in COMMANDS.items()))
+    parser.add_argument("--data-dir", default=os.environ.get("SMOLDIFF_DATA"), help="folder with train/ and valid/ (without: tool bank)")
+    parser.add_argument("--work", default=str(cache_dir() / "runs" / "experiments"), help="folder of features")
+    parser.add_argument("--records", type=int, default=3600, help="drawn for training")
+    parser.add_argument("--valid", type=int, default=400, help="drawn for validation")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--only", help="parts: some rows, split by commas")
+    args = parser.parse_args()
+    base = load_base(dtype="bfloat16" if torch.cuda.is_available() else "auto")
+    rows = COMMANDS[args.what](args, base)
+    about = dict(base=base.fingerprint, torch=torch.__version__, device=base.device.type, threads=torch.get_num_threads(),
+                 records=args.records, epochs=args.epochs, question=COMMANDS[args.what].__doc__)
+    part = RESULTS / f"exp-{args.what}.json.partial"
+    part.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n")
+    os.replace(part, RESULTS / f"exp-{args.what}.json")
+    print(f"wrote results/exp-{args.what}.json", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
