@@ -15,6 +15,7 @@ import torch
 from smoldiff.agent import GenerationConfig
 from smoldiff.base import cache_dir, load_base
 from smoldiff.data import WEIGHTS
+from smoldiff.evaluation import bootstrap_ci
 from smoldiff.head import Features, LossConfig, read_features
 from smoldiff.noise import NoiseConfig
 from smoldiff.recipe import Recipe, recipe_records, recipe_run, right_by, summary, validate
@@ -30,6 +31,7 @@ class View:
 
     def __init__(self, cache: FeatureCache, change): self.cache, self.change = cache, change
     def __len__(self): return len(self.cache)
+    def __getitem__(self, ids): return View(self.cache[ids], self.change)
     def __getattr__(self, name): return getattr(self.cache, name)
 
     def example(self, i: int):
@@ -58,20 +60,26 @@ def caches(args, base) -> tuple:
     return tuple(cache_features(base, drawn(args, s), args.work, LAYERS, 300) for s in ("train", "valid"))
 
 
+def shown(base, caches: tuple, layers: tuple = (12, 30)) -> tuple:
+    "The same as if only some layers had been read."
+    return tuple(View(cache, at_layers(base, layers)) for cache in caches)
+
+
 def read_otherwise(base, cache: FeatureCache, place: Path, read, layout) -> FeatureCache:
     "The same records, laid out and read in another way; what is on disk is not read again."
-    prompts = [layout(r) for r in cache.records]
+    prompts = [layout(r, p) for r, p in zip(cache.records, cache.prompts)]
     place.mkdir(parents=True, exist_ok=True)
     for a in range(0, len(prompts), SHARD):
         shard = place / f"{a // SHARD:05d}.safetensors"
         if not shard.exists():
-            save_shard(shard, [f for k in range(a, min(a + SHARD, len(prompts)), 12) for f in read(prompts[k : min(k + 12, a + SHARD)])])
+            few = [prompts[k : min(k + 12, a + SHARD)] for k in range(a, min(a + SHARD, len(prompts)), 12)]
+            save_shard(shard, [f for some in few for f in read(base, some)])
     places = [(place / f"{k // SHARD:05d}.safetensors", k % SHARD) for k in range(len(prompts))]
     labels = [encode_labels(base, p, r["calls"], r.get("spans")) for p, r in zip(prompts, cache.records)]
     return FeatureCache(places, cache.records, prompts, labels)
 
 
-def apart(base, prompts: list, layers: tuple) -> list[Features]:
+def apart(base, prompts: list, layers: tuple = (12, 30)) -> list[Features]:
     "Tool and request read by themselves, so that either can be read ahead: the slots know nothing of the request."
     found = []
     for p in prompts:
@@ -97,8 +105,10 @@ def trial(args, base, learn, valid, seed: int = 0, steps: tuple = (3,), recipe: 
     trained, found = time.perf_counter() - start, {}
     for n in steps:
         table = validate(run.model.eval(), base, valid, GenerationConfig(mode="tool", steps=n))
-        found[str(n)] = summary(table) | dict(by_kind=right_by(table, "kind"))
-    shown = {k: round(v, 4) for k, v in found[str(steps[-1])].items() if k != "by_kind"}
+        _, *fields = bootstrap_ci(table.right[~table.gold_absent].tolist())
+        _, *calls = bootstrap_ci(table.groupby("record").right.all().tolist())
+        found[str(n)] = summary(table) | dict(valid_fields_95=fields, valid_calls_95=calls, by_kind=right_by(table, "kind"))
+    shown = {k: round(v, 4) for k, v in found[str(steps[-1])].items() if isinstance(v, float)}
     print(seed, head, shown, f"{trained:.0f} s", file=sys.stderr, flush=True)
     return dict(seed=seed, head=asdict(run.model.config), parameters=run.model.n_trainable, train_examples=len(learn),
                 valid_examples=len(valid), epochs=args.epochs, last_loss=float(history.loss[-50:].mean()), train_seconds=round(trained),
@@ -115,50 +125,36 @@ def reading_ms(base, prompts: list, layers: tuple) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def layers(args, base) -> dict:
+def layers(args, base, found) -> dict:
     "Which layers of the base to read."
-    learn, valid = caches(args, base)
     rows = {}
     for chosen in [(6,), (12,), (18,), (24,), (30,), (6, 18), (12, 24), (12, 30)]:
-        change = at_layers(base, chosen)
-        row = trial(args, base, View(learn, change), View(valid, change), layers=chosen)
+        learn, valid = shown(base, found, chosen)
+        row = trial(args, base, learn, valid, layers=chosen)
         rows[" + ".join(map(str, chosen))] = row | dict(reading_ms=reading_ms(base, valid.prompts[:40], chosen))
     return rows
 
 
-def order(args, base) -> dict:
+def order(args, base, found) -> dict:
     "Tool first, request first, or each by itself."
-    learn, valid = caches(args, base)
-    chosen, rows = (12, 30), {}
-    change = at_layers(base, chosen)
-    rows["tool first"] = trial(args, base, View(learn, change), View(valid, change))
-
-    def layout(first: bool):
-        def lay(r):
-            old = dict(zip(map(id, learn.records + valid.records), learn.prompts + valid.prompts))[id(r)]
-            return encode_prompt(base, old.template, r.get("messages") or [dict(role="user", content=r["query"])], query_first=first)
-        return lay
-    ways = {"request first": (lambda ps: read_features(base, ps, chosen), layout(True)),
-            "each by itself": (lambda ps: apart(base, ps, chosen), layout(False))}
-    for name, (read, lay) in ways.items():
+    rows = {"tool first": trial(args, base, *shown(base, found))}
+    for name, first, read in (("request first", True, read_features), ("each by itself", False, apart)):
+        def layout(record, prompt, first=first):
+            messages = record.get("messages") or [dict(role="user", content=record["query"])]
+            return encode_prompt(base, prompt.template, messages, query_first=first)
         place = Path(args.work) / f"{name.replace(' ', '-')}-{args.records}-{args.valid}"
-        rows[name] = trial(args, base, *(read_otherwise(base, c, place / s, read, lay) for c, s in ((learn, "train"), (valid, "valid"))))
+        laid = (read_otherwise(base, c, place / s, read, layout) for c, s in zip(found, ("train", "valid")))
+        rows[name] = trial(args, base, *laid)
     return rows
 
 
-def unit(args, base) -> dict:
+def unit(args, base, found) -> dict:
     "What is denoised, slots or tokens, and in how many looks."
-    learn, valid = caches(args, base)
-    change = at_layers(base, (12, 30))
-    show = View(learn, change), View(valid, change)
-    return {v: trial(args, base, *show, steps=(1, 2, 3, 4, 8), variant=v) for v in ("slot", "token")}
+    return {v: trial(args, base, *shown(base, found), steps=(1, 2, 3, 4, 8), variant=v) for v in ("slot", "token")}
 
 
-def parts(args, base) -> dict:
+def parts(args, base, found) -> dict:
     "What the head's parts and the training's options are worth."
-    learn, valid = caches(args, base)
-    change = at_layers(base, (12, 30))
-    show = View(learn, change), View(valid, change)
     heads = {"as it is": {}, "no links": dict(use_links=False), "no attention of the base": dict(use_pairs=False),
              "width 256": dict(width=256, heads=4), "depth 2": dict(depth=2), "depth 5": dict(depth=5),
              "residual MLP": dict(encoder="residual_mlp"), "step embedding": dict(step_embedding=True)}
@@ -166,41 +162,36 @@ def parts(args, base) -> dict:
                "label smoothing 0.1": dict(loss=LossConfig(label_smoothing=.1)),
                "t uniform": dict(noise=NoiseConfig(t_law="uniform")),
                "SUBS weight, clipped": dict(noise=NoiseConfig(loss_weight="clipped"))}
-    wanted = args.only.split(",") if args.only else [*heads, *recipes]
+    wanted, show = args.only.split(",") if args.only else [*heads, *recipes], shown(base, found)
     return {n: trial(args, base, *show, recipe=recipes.get(n), **heads.get(n, {})) for n in wanted}
 
 
-def seeds(args, base) -> dict:
+def seeds(args, base, found) -> dict:
     "The chosen head, three times: how far chance goes."
-    learn, valid = caches(args, base)
-    change = at_layers(base, (12, 30))
-    return {f"seed {s}": trial(args, base, View(learn, change), View(valid, change), seed=s) for s in (1, 2, 3)}
+    return {f"seed {s}": trial(args, base, *shown(base, found), seed=s) for s in (1, 2, 3)}
 
 
-def sources(args, base) -> dict:
+def sources(args, base, found) -> dict:
     "What each group of sources is worth: trained without it, on as many examples as are left."
-    learn, valid = caches(args, base)
-    change = at_layers(base, (12, 30))
-    rows = {"all": trial(args, base, View(learn, change), View(valid, change))}
+    learn, valid = shown(base, found)
+    rows = {"all": trial(args, base, learn, valid)}
     for group, names in WEIGHTS.items():
         left = [i for i, r in enumerate(learn.records) if r["source"] not in names]
-        rows[f"without {group}"] = trial(args, base, View(learn[left], change), View(valid, change))
+        rows[f"without {group}"] = trial(args, base, learn[left], valid)
     return rows
 
 
-def tools(args, base) -> dict:
+def tools(args, base, found) -> dict:
     "Many tools or many examples: the same number of examples of half, a quarter and an eighth of the tools; fewer examples of all."
-    learn, valid = caches(args, base)
-    change = at_layers(base, (12, 30))
-    names = sorted({r["calls"][0]["name"] for r in learn.records})
-    rows = {}
+    learn, valid = shown(base, found)
+    names, rows = sorted({r["calls"][0]["name"] for r in learn.records}), {}
     for share in (1, 2, 4, 8):
         every = [i for i in range(len(learn)) if i % share == 0]
-        rows[f"{len(every)} examples"] = trial(args, base, View(learn[every], change), View(valid, change))
+        rows[f"{len(every)} examples"] = trial(args, base, learn[every], valid)
         if share > 1:
             few = {n for k, n in enumerate(names) if k % share == 0}
             some = [i for i, r in enumerate(learn.records) if r["calls"][0]["name"] in few]
-            rows[f"{len(few)} tools"] = trial(args, base, View(learn[some], change), View(valid, change))
+            rows[f"{len(few)} tools"] = trial(args, base, learn[some], valid)
     return rows
 
 
@@ -218,7 +209,7 @@ def main():
     parser.add_argument("--only", help="parts: some rows, split by commas")
     args = parser.parse_args()
     base = load_base(dtype="bfloat16" if torch.cuda.is_available() else "auto")
-    rows = COMMANDS[args.what](args, base)
+    rows = COMMANDS[args.what](args, base, caches(args, base))
     about = dict(base=base.fingerprint, torch=torch.__version__, device=base.device.type, threads=torch.get_num_threads(),
                  records=args.records, epochs=args.epochs, question=COMMANDS[args.what].__doc__)
     part = RESULTS / f"exp-{args.what}.json.partial"

@@ -13,18 +13,25 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from smoldiff.agent import SHIPPED, GenerationConfig, HybridSmolLM
 from smoldiff.base import cache_dir, sha256
 from smoldiff.data import ExpandConfig, bank_split, data_files, expand_bank, read_bank, read_records, turns
-from smoldiff.evaluation import bfcl_items, bootstrap_ci, call_table, evaluate, evaluate_predictions, rival
-from smoldiff.recipe import load_recipe, predictor, recipe_cache, summary, validate
+from smoldiff.evaluation import (
+    bfcl_items, bootstrap_ci, calibration_error, call_table, field_table, metrics_of, predict_all, reliability, rival,
+)
+from smoldiff.recipe import load_recipe, predictor, recipe_cache, recipe_records, summary, validate
 from smoldiff.routing import call_probability, name_scores, tool_scores
-from smoldiff.tools import as_tools
+from smoldiff.scaffold import PLANS, encode_labels
+from smoldiff.tools import SmoldiffError, as_tools
+from smoldiff.training import record_prompt
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 DEFAULT = GenerationConfig().call_threshold
+# sources whose texts tell something instead of asking for it: information extraction in the form of calls
+STATEMENTS = ("wikisql", "logicnlg", "spider", "dart", "e2e", "rnnlg", "qamr", "qasrl", "xquad", "crossner")
 
 
 def content_hash(records: list[dict]) -> str:
@@ -35,7 +42,7 @@ def content_hash(records: list[dict]) -> str:
 def measure(predict, name: str, records: list[dict], oracle: bool, limit: int | None) -> dict:
     "Metrics of one set by name; live BFCL items modelled on Schema-Guided Dialogue, whose schemas are in the training data, apart."
     records = [r for r in records if r["calls"] or not oracle][:limit]
-    lines, _ = evaluate(predict, records)
+    lines = predict_all(predict, records, progress=True)
     scores = {name: judged(records, lines)}
     if name.startswith("live"):
         for label, wanted in ((f"{name}, SGD services", True), (f"{name}, others", False)):
@@ -50,9 +57,28 @@ def from_sgd(record: dict) -> bool:
 
 
 def judged(records: list[dict], lines: list[dict]) -> dict:
-    "Metrics with a bootstrap interval of the share of items that match."
-    _, low, high = bootstrap_ci(call_table(records, lines)["match"].tolist())
-    return evaluate_predictions(records, lines) | dict(call_match_95=[round(low, 4), round(high, 4)], data=content_hash(records))
+    "Metrics with a bootstrap interval of the share of items that match, and what the plots show."
+    calls, table = call_table(records, lines), field_table(records, lines)
+    known = table[table.right_norm.notna()]
+    filled, optional = known[known.gold_present | known.pred_present], known[~known.required & known.matched]
+    left_out, bins = optional.assign(true=~optional.gold_present, predicted=~optional.pred_present), reliability(table)
+    return metrics_of(calls, table) | dict(
+        call_match_95=interval(calls["match"]), data=content_hash(records), ece=calibration_error(bins),
+        right_by_type=shares(filled, "type", "right_norm"), right_by_source=shares(filled, "field_source", "right_norm"),
+        left_out_by_type=shares(left_out, "type", "true", "predicted"),
+        errors=table.error[table.error != ""].value_counts().to_dict(), reliability=bins.round(4).to_dict("records"))
+
+
+def interval(values) -> list[float]:
+    "Bootstrap interval of a share, 95%."
+    return [round(x, 4) for x in bootstrap_ci(values.tolist())[1:]]
+
+
+def shares(table, by: str, *flags: str) -> dict:
+    "Per group, most slots first: how many there are, and the share of each flag with its interval (slots drawn one by one)."
+    groups = sorted(table.groupby(by), key=lambda g: -len(g[1]))
+    return {str(name): dict(n=len(t)) | {f: round(float(t[f].mean()), 4) for f in flags} | {f"{f}_95": interval(t[f]) for f in flags}
+            for name, t in groups}
 
 
 def write(name: str, model, about: dict, sets: dict):
@@ -87,13 +113,11 @@ def probe_routing(base, records: list[dict], seed: int = 2) -> dict:
                 tool_right={k: v / len(several) for k, v in right.items()}, opening=opening, data=content_hash(several))
 
 
-
 def compare_decoding(model, data: str, work: Path) -> dict:
     "Validation fields under several options of the S3 loop; features of the prompts are read once."
     cache = recipe_cache(load_recipe(Path(model.folder) / "config.yaml"), model.base, data, work, "valid")
     options = {f"steps {n}": dict(steps=n) for n in (1, 2, 3, 4, 8)}
-    options |= {"3, no remasking": dict(remask=False), "3, threshold 0.9": dict(threshold=.9), "3, threshold off": dict(threshold=2.),
-                "one slot a look": dict(steps=16, topk_remask=1, threshold=2.)}
+    options |= {"3, judge 0.3": dict(judge=.3)}   # which reads the prompt anew here, for features are cached
     rows = {}
     for name, option in options.items():
         start = time.perf_counter()
@@ -102,18 +126,34 @@ def compare_decoding(model, data: str, work: Path) -> dict:
     return rows
 
 
-def validation_sets(folder: Path, per_source: int, oracle: bool) -> dict:
-    "Requests to tools not trained on: single calls and conversations of the public sources, and the kept-back tools of the bank."
-    found = [r for p in data_files(folder, "valid").values() for r in [x for x in read_records(p) if x["calls"] or not oracle][:per_source]]
-    bank = expand_bank(bank_split(read_bank())[1], 400, random.Random(5), ExpandConfig(irrelevant=0, missing=0))
-    one, several = ([r for r in found if "query" in r and (len(r["calls"]) > 1) == many] for many in (False, True))
-    return dict(single=one, several=several, conversations=[r for r in found if "messages" in r], bank=bank)
+def reach(base, records: list[dict]) -> dict:
+    "What rules alone could give: of the gold values, how many can be copied, picked or only written; by source and by type."
+    rows = []
+    for r in records:
+        try: prompt = record_prompt(base, r, None)
+        except SmoldiffError: continue
+        labels = encode_labels(base, prompt, r["calls"], r.get("spans"))
+        rows += [(r["source"], s.kind, PLANS[label.plan]) for s, label in zip(prompt.template.segments, labels) if label.plan]
+    table = pd.DataFrame(rows, columns=["source", "type", "plan"])
+    def split(by): return {k: dict(n=len(t)) | t.plan.value_counts(normalize=True).round(4).to_dict() for k, t in table.groupby(by)}
+    return dict(all=split(table.plan.notna())[True], by_source=split("source"), by_type=split("type"))
+
+
+def validation_sets(folder: Path, per_source: int, oracle: bool, seen: set) -> dict:
+    "What asks for tools not trained on, by form: public sources, so many records of each and none that is `seen`; kept-back bank tools."
+    wanted = lambda r: (r["calls"] or not oracle) and r["id"] not in seen
+    found = [r for p in data_files(folder, "valid").values() for r in [x for x in read_records(p) if wanted(x)][:per_source]]
+    form = lambda r: ("conversations" if "messages" in r else "statements" if r["source"] in STATEMENTS
+                      else "several" if len(r["calls"]) > 1 else "single")
+    sets = {name: [r for r in found if form(r) == name] for name in ("single", "several", "conversations", "statements")}
+    plain = ExpandConfig(irrelevant=0, missing=0, compose=0)
+    return sets | dict(bank=expand_bank(bank_split(read_bank())[1], 400, random.Random(5), plain))
 
 
 def arguments() -> argparse.Namespace:
     "The command line."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["bfcl", "bfcl-auto", "validation", "validation-auto", "routing", "decoding"])
+    parser.add_argument("what", choices=["bfcl", "bfcl-auto", "validation", "validation-auto", "routing", "decoding", "reach"])
     parser.add_argument("--by", choices=["head", "rival", "free"], default="head", help="rival: base under XGrammar; free: base alone")
     parser.add_argument("--form", default="compact", help="of the rivals' prompt: compact, chat or example")
     parser.add_argument("--head", default=str(SHIPPED))
@@ -127,6 +167,7 @@ def arguments() -> argparse.Namespace:
 
 def main():
     args = arguments()
+    if args.by != "head" and args.what not in ("bfcl", "validation"): sys.exit(f"--by {args.by} needs the tool's name: bfcl or validation")
     model, oracle = HybridSmolLM.from_pretrained(args.head), not args.what.endswith("-auto")
     config = GenerationConfig(mode="tool" if oracle else "auto")
     about = dict(head=sha256(Path(model.folder) / "head.safetensors"), config=vars(config), seed=config.seed)
@@ -137,16 +178,23 @@ def main():
         found = [list(read_records(p)) for p in data_files(Path(args.data_dir), "valid").values()]
         sample = [r for rs in found for r in random.Random(1).sample(rs, min(len(rs), 60))]
         return write("routing", model, about, dict(probe=probe_routing(model.base, sample)))
+    if args.what == "reach":
+        records = [r for rs in validation_sets(Path(args.data_dir), 100, True, set()).values() for r in rs]
+        return write("reach", model, dict(data=content_hash(records)), reach(model.base, records))
     categories = ("simple_python", "multiple", "live_simple", *(("parallel", "parallel_multiple") if oracle else ()))
-    sets = ({c: bfcl_items(c) for c in categories} if args.what.startswith("bfcl")
-            else validation_sets(Path(args.data_dir), args.per_source, oracle))
+    if args.what.startswith("bfcl"): sets = {c: bfcl_items(c) for c in categories}
+    else:   # the calibration was fitted on the recipe's own validation requests
+        seen = {r["id"] for r in recipe_records(load_recipe(Path(model.folder) / "config.yaml"), args.data_dir, "valid")}
+        sets = validation_sets(Path(args.data_dir), args.per_source, oracle, seen)
     predict, name, scores = predictor(model, config, oracle), args.what, {}
     if args.by != "head":
         predict, name, about = rival(model.base, args.form, args.by == "rival"), f"{args.what}-{args.by}", dict(by=args.by, form=args.form)
     if args.only:
         sets = {args.only: sets[args.only]}
         scores = {k: v for k, v in json.loads((RESULTS / f"{name}.json").read_text()).items() if k != "about"}
-    for key, records in sets.items(): scores |= measure(predict, key, records, oracle, args.limit)
+    for key, records in sets.items():
+        scores |= measure(predict, key, records, oracle, args.limit)
+        print(f"{key}: {100 * scores[key]['call_match']:.1f}% of {scores[key]['n']} calls right", file=sys.stderr, flush=True)
     write(name, model, about, scores)
 
 

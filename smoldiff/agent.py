@@ -149,6 +149,7 @@ class GenerationConfig:
     max_new_tokens: int = 256           # of talk
     call_threshold: float = 1e-8        # least probability of opening a call, for auto
     autoregress: bool | None = None     # hand free-form objects to constrained autoregression; None: where XGrammar is installed
+    judge: float = 0.0                  # weight of the base's own opinion of doubtful fields (see `DecodingConfig`); 0: not asked
 
     def decoding(self) -> DecodingConfig:
         "The options of the S3 loop."

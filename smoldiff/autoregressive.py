@@ -303,8 +303,9 @@ def rival_prompt(
 ) -> list[int]:            # token ids, up to where the first call begins
     "What the rival reads; an unknown form is an `ARError`."
     if form not in FORMS: raise ARError(f"unknown form of prompt {form!r}: use {', '.join(FORMS)}")
-    body = (EXAMPLE if form == "example" else "") + body_text(build_schema_template(tools), messages)[0]
-    if form != "chat": return call_prompt_ids(base, body, "")
+    if form != "chat":
+        body = body_text(build_schema_template(tools), messages)[0]
+        return call_prompt_ids(base, (EXAMPLE if form == "example" else "") + body, "")
     shown = {t.name: json.dumps(dict(name=t.name, description=t.description, parameters=t.parameters), ensure_ascii=False) for t in tools}
     system = dict(role="system", content=SYSTEM + "\n".join(shown.values()))
     return base.chat_ids([system, *(m for m in messages if m["role"] != "system")])[0].tolist()

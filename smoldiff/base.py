@@ -359,13 +359,16 @@ def score(
     prompt: list[int],               # token ids before the continuation
     continuations: list[list[int]],  # token ids of each continuation, none empty
     mean: bool = True,               # mean over tokens, else their sum
+    cache=None,                      # of a `Reading` through all layers that begins with the prompt, which is then not read again
 ) -> list[float]:                    # log-probability of each
     "Log-probabilities of continuations after a prompt, which is read once."
-    longest, decoder, cache = max(map(len, continuations)), self.model.get_decoder(), None
+    longest, decoder = max(map(len, continuations)), self.model.get_decoder()
     ids_BT = torch.tensor([prompt[-1:] + c + [0] * (longest - len(c)) for c in continuations], device=self.device)
-    if len(prompt) > 1:
-        cache = decoder(input_ids=torch.tensor([prompt[:-1]], device=self.device), use_cache=True).past_key_values
-        cache.batch_repeat_interleave(len(continuations))
+    if cache is not None:
+        cache, more = copy.deepcopy(cache), cache.get_seq_length() - (len(prompt) - 1)
+        if more: cache.crop(-more)
+    elif len(prompt) > 1: cache = decoder(input_ids=torch.tensor([prompt[:-1]], device=self.device), use_cache=True).past_key_values
+    if cache is not None: cache.batch_repeat_interleave(len(continuations))
     hidden_BTF = decoder(input_ids=ids_BT[:, :-1], past_key_values=cache, use_cache=cache is not None).last_hidden_state
     logp_BTV = self.model.get_output_embeddings()(hidden_BTF).float().log_softmax(-1)
     said_BT = logp_BTV.gather(2, ids_BT[:, 1:, None])[..., 0]

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'DEFAULT_WEIGHTS', 'HUB', 'read_records', 'data_dir', 'data_files', 'turns', 'request_text', 'check_record',
            'check_form', 'read_bank', 'spoken', 'fill_template', 'ExpandConfig', 'name_key', 'value_pool', 'shape',
-           'draw_values', 'expand_template', 'offer', 'distractors', 'respell', 'guise', 'expand_tool', 'expand_bank',
-           'bank_split', 'round_robin', 'quotas', 'tool_names', 'training_mixture', 'split_by_tool', 'expressible',
-           'record_expressible', 'filter_records', 'word_runs', 'python_type', 'mend', 'hub_tool', 'from_xlam',
-           'from_glaive', 'parse_calls', 'from_toolace', 'from_when2call', 'load_hub', 'to_row', 'from_row',
-           'cache_records', 'length_batches', 'record_table', 'argument_table', 'plot_arguments', 'data_report']
+           'draw_values', 'expand_template', 'offer', 'distractors', 'respell', 'guise', 'expand_tool', 'compose',
+           'expand_bank', 'bank_split', 'round_robin', 'quotas', 'tool_names', 'training_mixture', 'split_by_tool',
+           'expressible', 'record_expressible', 'filter_records', 'word_runs', 'python_type', 'mend', 'hub_tool',
+           'from_xlam', 'from_glaive', 'parse_calls', 'from_toolace', 'from_when2call', 'load_hub', 'to_row',
+           'from_row', 'cache_records', 'length_batches', 'record_table', 'argument_table', 'plot_arguments',
+           'data_report']
 
 # %% ../nbs/07_data.ipynb #a31f6f19
 import ast, gzip, hashlib, json, os, random, re, tempfile, warnings, zlib
@@ -24,6 +25,7 @@ import pyarrow as pa
 import torch
 
 from .tools import SmoldiffError, ToolError, as_tools, normalise_type, schema_validator, validate_arguments
+from .scaffold import WORD
 
 # %% ../nbs/07_data.ipynb #092759be
 def _parse_line(line, where):
@@ -181,6 +183,7 @@ class ExpandConfig:
     borrow: float = 0.2             # chance that an optional parameter of a tool of another domain is shown too; it stays empty
     unlist: float = 0.15            # chance that the options of an enum stand in its description only
     per_guise: int = 4              # records that share one of a tool's guises, so that the base need not read it anew for each
+    compose: float = 0.1            # share of requests that are joined from two to four others, see `compose`
 
 # %% ../nbs/07_data.ipynb #3114f716
 def _kind(name, schema):
@@ -298,7 +301,7 @@ def offer(
 # %% ../nbs/07_data.ipynb #f8c42982
 def _words(name):
     "The words of a tool name."
-    return {w for w in re.split(r"[\W_\d]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()) if len(w) > 2}
+    return {w.lower() for w in WORD.findall(name) if len(w) > 2 and w.isalpha()}
 
 def distractors(
     entry: dict, # the right tool's entry
@@ -331,7 +334,7 @@ def respell(
 ) -> str: # the same words; what stands before a dot is kept
     "A name in another style."
     module, dot, last = name.rpartition(".")
-    words = [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", last)]
+    words = [w.lower() for w in WORD.findall(last)]
     if "".join(words) != re.sub(r"[\W_]+", "", last).lower(): return name
     if style == "snake": return module + dot + "_".join(words)
     return module + dot + (words[0] if style == "camel" else words[0].title()) + "".join(w.title() for w in words[1:])
@@ -405,7 +408,37 @@ def expand_tool(
         seen.add(record["query"])
     return records
 
-# %% ../nbs/07_data.ipynb #a2766244
+# %% ../nbs/07_data.ipynb #ca5b9983
+_JOINTS = (". ", ". Also, ", ". Then ", ", and ", "; ", ". After that ", " as well as this: ", "\n")
+
+def compose(
+    records: list[dict], # each with one request and its calls
+    rng: random.Random, # draws the words between them
+) -> dict|None: # a record; None where they mean different tools by one name
+    "One request for all that some records ask for, in their order."
+    tools = {t["name"]: t for r in records for t in r["tools"]}
+    if any(tools[t["name"]] != t for r in records for t in r["tools"]): return None
+    query, spans = "", []
+    for r in records:
+        last = max((end for s in r["spans"] for _, end in s.values()), default=0)
+        text = r["query"][:last] + r["query"][last:].rstrip(". ")
+        if query: query += rng.choice(_JOINTS) if query[-1] not in "?!" else " "
+        spans += [{k: [a + len(query), b + len(query)] for k, (a, b) in s.items()} for s in r["spans"]]
+        query += text
+    joined = {"query": query + ("" if query[-1] in "?!" else "."), "calls": [c for r in records for c in r["calls"]], "spans": spans}
+    return {**records[0], "id": "+".join(r["id"] for r in records), "tools": list(tools.values()), **joined}
+
+# %% ../nbs/07_data.ipynb #5971097a
+def _some_composed(records, rng, share):
+    "The records, a share of the results joined from neighbours that have one call each."
+    found, i = [], 0
+    while i < len(records):
+        group = records[i:i + rng.choice((2, 2, 3, 4))] if rng.random() < share else records[i:i + 1]
+        joined = compose(group, rng) if len(group) > 1 and all(len(r["calls"]) == 1 for r in group) else None
+        found += [joined] if joined else group
+        i += len(group)
+    return found
+
 def expand_bank(
     entries: list[dict], # entries of the bank
     n: int, # how many records in all
@@ -413,11 +446,14 @@ def expand_bank(
     cfg: ExpandConfig|None = None, # rates
 ) -> list[dict]: # at most `n` records, in random order
     "Records of many tools, spread evenly over them."
-    pool, order = value_pool(entries), rng.sample(entries, len(entries))
-    counts = [n // len(order) + (i < n % len(order)) for i in range(len(order))]
+    cfg = cfg or ExpandConfig()
+    pool, order, wanted = value_pool(entries), rng.sample(entries, len(entries)), round(n * (1 + 2 * cfg.compose))
+    counts = [wanted // len(order) + (i < wanted % len(order)) for i in range(len(order))]
     records = [r for e, k in zip(order, counts) for r in expand_tool(e, rng, k, [o for o in entries if o is not e], cfg, pool)]
+    same, mixed = records[:len(records) // 2], rng.sample(records[len(records) // 2:], -(-len(records) // 2))
+    records = _some_composed(same, rng, cfg.compose) + _some_composed(mixed, rng, cfg.compose)   # of one tool, of several
     rng.shuffle(records)
-    return records
+    return records[:n]
 
 # %% ../nbs/07_data.ipynb #9b4d1c12
 def _held_out(name, share, seed):
@@ -435,7 +471,7 @@ def bank_split(
 
 # %% ../nbs/07_data.ipynb #009ca3e9
 WEIGHTS = {
-    "tool bank": {"toolbank": 100},
+    "tool bank": {"toolbank": 150},
     # a few thousand records altogether, nearly each with a schema of its own
     "schema-rich": {"sealtools": 8, "toolrl": 3, "traject": 2.5, "apibank": 2.5, "callnavi": 2, "mtubench": 1.5, "glaive": 1,
                     "toolalpaca": 1, "tooltalk": 1},

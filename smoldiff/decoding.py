@@ -15,7 +15,7 @@ from .base import Base
 from .values import INVALID, cast, fits, same, value_types
 from .automata import feasible_mass, ranked, score_options, token_automaton, viterbi
 from .scaffold import ABSENT, PLANS, Prompt, read_back, smallest_value, written
-from .head import LOW, Batch, SchemaDiffusionHead, State, collate, empty_state, make_example, read_features
+from .head import LOW, Batch, SchemaDiffusionHead, State, collate, empty_state, features_of, make_example
 from .autoregressive import call_prompt_ids, constrained_json, require_xgrammar
 
 # %% auto #0
@@ -35,6 +35,8 @@ class DecodingConfig:
     seed: int = 0                     # of that noise
     length_prior: float = 0.0         # nats per token for options that are scored by their tokens, which favours long ones
     autoregress: bool | None = None   # hand free-form parts to constrained autoregression too; None: where XGrammar is installed
+    judge: float = 0.0                # weight of the base's own log-probability of the whole call where a field is in doubt; 0: not asked
+    doubt: float = 0.9                # a field less sure than this is in doubt
 
     def __post_init__(self):
         if self.steps < 1 or self.token_steps < 1: raise SmoldiffError("steps must be at least 1")
@@ -459,7 +461,55 @@ def settled(prompt: Prompt, known: list[Guess]) -> tuple[list[dict], list[Guess]
     mended = [Guess(v, 2, 0., source="absent" if v is ABSENT else "default", feasible=0.) for v in values]
     return calls, [m if new else g for m, g, new in zip(mended, known, changed)]
 
-# %% ../nbs/10_decoding.ipynb #34518c47
+# %% ../nbs/10_decoding.ipynb #b99f02c8
+@patch
+def alternatives(self: Look, i: int, n: int = 4) -> list[Guess]:
+    "The most probable things that slot i may be, written values aside: left out, spans that say different things, options."
+    segment, plan, found = self.prompt.template.segments[i], self.out.plan_BSP[0, i].exp().tolist(), []
+    if not segment.required: found.append(Guess(ABSENT, 0, plan[0], source="absent"))
+    copies = {}
+    for a, b, p in islice(self.spans(i), 8 * n):
+        value = self.span_value(i, a, b)
+        if value is not INVALID: copies.setdefault(repr(value), Guess(value, 1, 0., (a, b), "copy")).confidence += p * plan[1]
+    for o, span, p in zip(segment.options, self.prompt.options[i], self.out.option_BSO[0, i].exp().tolist()):
+        if fits(o, segment.schema): found.append(Guess(o, 2, p * plan[2], tuple(span or (-1, -1)), "option"))
+    return sorted([g for g in [*found, *copies.values()] if g.confidence > 1e-3], key=lambda g: -g.confidence)[:n]
+
+@patch
+def doubtful(self: Denoiser) -> list[int]:
+    "Slots that count and are less sure than `doubt`."
+    live = self.prompt.template.live_slots([g.value for g in self.known])
+    return [i for i in live if self.known[i].source in ("copy", "option", "absent") and 0 < self.known[i].confidence < self.config.doubt]
+
+@patch
+def with_value(self: Denoiser, i: int, value) -> str:
+    "The calls as text, slot i changed."
+    values = [ABSENT if g.value is INVALID else g.value for g in self.known]
+    calls = self.prompt.template.assemble([value if k == i else v for k, v in enumerate(values)])
+    return "\n".join(json.dumps(c, ensure_ascii=False) for c in calls)
+
+# %% ../nbs/10_decoding.ipynb #c2ce4de8
+@patch
+def judge(self: Denoiser, cache=None):
+    "Mask doubtful slots again, look once more, and let the base say how probable the whole call is with each alternative."
+    slots = self.doubtful()
+    if not slots: return
+    known = self.known
+    self.known = [None if i in slots else g for i, g in enumerate(known)]
+    seen, self.known = self.see(), known
+    tried = [(i, g) for i in slots for g in seen.alternatives(i)]
+    texts = [self.base.encode(self.with_value(i, g.value))[0] for i, g in tried]
+    scores = self.base.score(call_prompt_ids(self.base, self.prompt.body, ""), texts, mean=False, cache=cache) if texts else []
+    for i in slots:
+        mine = [(g, math.log(g.confidence) + self.config.judge * s) for (k, g), s in zip(tried, scores) if k == i]
+        if len(mine) < 2: continue
+        share, mass = torch.tensor([s for _, s in mine]).softmax(0), sum(g.confidence for g, _ in mine)
+        self.known[i] = mine[int(share.argmax())][0]
+        self.known[i].confidence = float(share.max()) * min(1., mass)
+    self.fill_required(seen)
+    self.note({})
+
+# %% ../nbs/10_decoding.ipynb #760e68e2
 @torch.inference_mode()
 def fill(
     base: Base, head: SchemaDiffusionHead,
@@ -468,12 +518,16 @@ def fill(
     features=None,                             # of the prompt, if they are known already
 ) -> Filled:
     "Read a prompt once and fill all slots of its calls; every call validates against its tool."
-    start = time.perf_counter()
-    features = features or read_features(base, [prompt], head.config.layers)[0]
+    start, cache = time.perf_counter(), None
+    if features is None:
+        seen = base.read(torch.tensor([prompt.ids]), torch.tensor([prompt.rows or [0]]), head.config.layers, use_cache=config.judge > 0)
+        features, = features_of([prompt], seen)
+        cache = seen.cache if max(head.config.layers) == base.n_layers else None
     middle = time.perf_counter()
     device = head.null.device
     denoiser = Denoiser(head, base, prompt, collate([make_example(prompt, features)]).to(device), config)
     known = [] if not prompt.rows else denoiser.run() if head.config.variant == "slot" else denoiser.run_tokens()
+    if config.judge and prompt.rows and head.config.variant == "slot": denoiser.judge(cache); known = denoiser.known
     calls, known = settled(prompt, known)
     ms = dict(base=1000 * (middle - start), head=1000 * (time.perf_counter() - middle), looks=denoiser.looks)
     return Filled(calls, field_rows(prompt, known, base), denoiser.trace, {k: round(v, 1) for k, v in ms.items()})

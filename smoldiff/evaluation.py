@@ -436,7 +436,8 @@ def align(
     free, pairs = list(range(len(predicted))), []
     for i, call in enumerate(gold):
         name = next(iter(call)) if possible else call["name"]
-        fits = lambda p, v: any(_accepts(v, a, equal_normalised) for a in expected(call, (p,), possible)[0])
+        accepts = _accepts if possible else lambda v, a, equal: equal(v, a)
+        fits = lambda p, v: any(accepts(v, a, equal_normalised) for a in expected(call, (p,), possible)[0])
         right = lambda j: sum(fits(p, v) for p, v in predicted[j]["arguments"].items())
         best = max((j for j in free if predicted[j]["name"] == name), key=right, default=None)
         if best is not None: free.remove(best)

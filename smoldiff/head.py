@@ -9,16 +9,16 @@ import torch, torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
 from .tools import SmoldiffError
-from .base import Base
+from .base import Base, Reading
 from .values import KINDS
 from .scaffold import MAX_SPAN, PLANS, Prompt, SlotLabel, dynamic_budget, pad_labels
 
 # %% auto #0
-__all__ = ['MAX_CANDIDATES', 'REACH', 'N_LINKS', 'MAX_CALLS', 'MAX_PLACES', 'PAIR_SCORES', 'LOW', 'Features', 'read_features',
-           'Example', 'make_example', 'pad', 'spans_tensor', 'label_tensors', 'Batch', 'inside', 'inside_any',
-           'shifted', 'links', 'collate', 'State', 'empty_state', 'gold_spans', 'noisy_state', 'HeadConfig',
-           'head_config', 'rotate', 'Block', 'SchemaDiffusionHead', 'layers_sum', 'used_tokens', 'span_mean',
-           'HeadOutput', 'LossConfig', 'smooth_nll']
+__all__ = ['MAX_CANDIDATES', 'REACH', 'N_LINKS', 'MAX_CALLS', 'MAX_PLACES', 'PAIR_SCORES', 'LOW', 'Features', 'features_of',
+           'read_features', 'Example', 'make_example', 'pad', 'spans_tensor', 'label_tensors', 'Batch', 'inside',
+           'inside_any', 'shifted', 'links', 'collate', 'State', 'empty_state', 'gold_spans', 'noisy_state',
+           'HeadConfig', 'head_config', 'rotate', 'Block', 'SchemaDiffusionHead', 'layers_sum', 'used_tokens',
+           'span_mean', 'HeadOutput', 'LossConfig', 'smooth_nll']
 
 # %% ../nbs/06_head.ipynb #8641fae1
 @dataclass
@@ -29,22 +29,29 @@ class Features:
     slot_SF: torch.Tensor     # the same at the slots' opening tokens
     pair_STP: torch.Tensor    # sqrt(attention) of every head of every layer, and log-probability / 10
 
+def features_of(
+    prompts: list[Prompt],
+    seen: Reading,         # of them, padded on the right
+) -> list[Features]:
+    "What a reading says of each prompt."
+    out = []
+    for b, p in enumerate(prompts):
+        body, slots = slice(p.start, p.start + len(p.offsets)), len(p.rows)
+        parts = seen.hidden_BTF[b, body], seen.rows_BRF[b, :slots], seen.pair_BRTP[b, :slots, body]
+        out.append(Features(torch.tensor(p.ids[body]), *(x.to("cpu", torch.float16).contiguous() for x in parts)))
+    return out
+
 def read_features(
     base: Base,
     prompts: list[Prompt],              # of one batch; similar lengths waste least
     layers: tuple[int, ...] = (12, 30), # layers of the base that are read, counted from 1
-    prefix=None,                        # a `Reading` with its cache of what all prompts begin with, see `Base.read`
+    prefix: Reading | None = None,      # with its cache of what all prompts begin with, see `Base.read`
 ) -> list[Features]:
     "One pass of the base over a batch of prompts."
     longest, most = max(len(p.ids) for p in prompts), max(1, max(len(p.rows) for p in prompts))
     ids_BT = torch.tensor([p.ids + [0] * (longest - len(p.ids)) for p in prompts])
     rows_BR = torch.tensor([p.rows + [0] * (most - len(p.rows)) for p in prompts])
-    seen, out = base.read(ids_BT, rows_BR, layers, prefix=prefix), []
-    for b, p in enumerate(prompts):
-        body, slots = slice(p.start, p.start + len(p.offsets)), len(p.rows)
-        parts = seen.hidden_BTF[b, body], seen.rows_BRF[b, :slots], seen.pair_BRTP[b, :slots, body]
-        out.append(Features(ids_BT[b, body].clone(), *(x.to("cpu", torch.float16).contiguous() for x in parts)))
-    return out
+    return features_of(prompts, base.read(ids_BT, rows_BR, layers, prefix=prefix))
 
 # %% ../nbs/06_head.ipynb #048791de
 @dataclass
@@ -65,11 +72,11 @@ class Example:
 def make_example(prompt: Prompt, features: Features, labels: list[SlotLabel] | None = None) -> Example:
     "Join a prompt's layout, its features and its labels."
     segments, (a, b) = prompt.template.segments, prompt.request
-    inside = [i for i, (s, e) in enumerate(prompt.offsets) if s < b and e > a]
+    asked = [i for i, (s, e) in enumerate(prompt.offsets) if s < b and e > a]
     room = [s.budget for s in segments]
     if labels: room = [max(r, dynamic_budget(len(l.tokens))) if l.plan == 3 else r for r, l in zip(room, labels)]
     return Example(features, [KINDS.index(s.kind) for s in segments], [s.required for s in segments], [s.call for s in segments],
-                   (inside[0], inside[-1]), prompt.options, [a or (-1, -1) for a in prompt.names], [a or (-1, -1) for a in prompt.abouts],
+                   (asked[0], asked[-1]), prompt.options, [a or (-1, -1) for a in prompt.names], [a or (-1, -1) for a in prompt.abouts],
                    prompt.stems(), room, labels)
 
 # %% ../nbs/06_head.ipynb #53dfa728

@@ -28,9 +28,9 @@ __all__ = ['CARD', 'Recipe', 'save_recipe', 'load_recipe', 'recipe_records', 're
 @dataclass
 class Recipe:
     "All that a trained head depends on, besides the base and the data."
-    records: int = 16000          # drawn from the sources by weight; those that cannot be laid out or are too long are left out
+    records: int = 20000          # drawn from the sources by weight; those that cannot be laid out or are too long are left out
     valid_records: int = 420      # of tools that are not trained on
-    max_tokens: int = 300         # prompts longer than this are not trained on
+    max_tokens: int = 420         # prompts longer than this are not used
     max_chars: int = 1200         # neither are conversations longer than this
     seed: int = 7
     weights: dict = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))   # of the sources
@@ -74,11 +74,10 @@ def recipe_cache(
     split: str = "train",     # train or valid
     progress: bool = True,
 ) -> FeatureCache:
-    "The feature cache of a split, source by source, so that another mixture reads only what is new; validation takes longer prompts too."
+    "The feature cache of a split, source by source, so that another mixture reads only what is new."
     layers, by_source = head_config(base, **recipe.head).layers, {}
     for r in recipe_records(recipe, data, split): by_source.setdefault(r["source"], []).append(r)
-    tokens = recipe.max_tokens if split == "train" else 420
-    parts = [cache_features(base, by_source[s], work/"features", layers, tokens, progress) for s in sorted(by_source)]
+    parts = [cache_features(base, by_source[s], work/"features", layers, recipe.max_tokens, progress) for s in sorted(by_source)]
     return sum(parts[1:], parts[0])
 
 # %% ../nbs/14_recipe.ipynb #e90286ee

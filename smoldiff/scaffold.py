@@ -17,12 +17,12 @@ from .values import INVALID, cast, cast_option, find_value, fits, is_json, read_
 from .automata import schema_regex
 
 # %% auto #0
-__all__ = ['MAX_OPTIONS', 'MAX_SLOTS', 'ABSENT', 'HANDED', 'MAX_ITEMS', 'OPEN', 'SHUT', 'PLANS', 'MAX_SPAN', 'ScaffoldError',
-           'TooManySlots', 'FieldSegment', 'slot_options', 'BudgetConfig', 'mask_budget', 'dynamic_budget', 'Absent',
-           'SlotNode', 'ObjectNode', 'ListNode', 'UnionNode', 'Where', 'Builder', 'union_forms', 'form_labels',
-           'with_null', 'character_automaton', 'example_strings', 'small_texts', 'small_lists', 'small_objects',
-           'small_values', 'smallest_value', 'impossible', 'mended', 'SchemaTemplate', 'lay_out',
-           'build_schema_template', 'clip', 'type_words', 'parameter_line', 'turns_text', 'body_text',
+__all__ = ['MAX_OPTIONS', 'MAX_SLOTS', 'ABSENT', 'HANDED', 'MAX_ITEMS', 'OPEN', 'SHUT', 'WORD', 'PLANS', 'MAX_SPAN',
+           'ScaffoldError', 'TooManySlots', 'FieldSegment', 'slot_options', 'BudgetConfig', 'mask_budget',
+           'dynamic_budget', 'Absent', 'SlotNode', 'ObjectNode', 'ListNode', 'UnionNode', 'Where', 'Builder',
+           'union_forms', 'form_labels', 'with_null', 'character_automaton', 'example_strings', 'small_texts',
+           'small_lists', 'small_objects', 'small_values', 'smallest_value', 'impossible', 'mended', 'SchemaTemplate',
+           'lay_out', 'build_schema_template', 'clip', 'type_words', 'parameter_line', 'turns_text', 'body_text',
            'scaffold_pieces', 'Prompt', 'stemmer', 'token_stems', 'token_span', 'encode_prompt', 'SlotLabel', 'written',
            'read_back', 'said', 'copy_spans', 'slot_label', 'pad_labels', 'encode_labels', 'label_value']
 
@@ -625,7 +625,7 @@ class Prompt:
         return token_stems(self.body, self.offsets)
 
 # %% ../nbs/04_scaffold.ipynb #7e82059f
-_WORD = re.compile(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")
+WORD = re.compile(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")   # words of a text, and of a name in any style
 _COMMON = frozenset("a an and any are as at be by default eg for from get given has have i if in is it its me my not number of on or "
                     "optional our per please string that the their then there these they this to type use used value was we what which "
                     "with you your".split())
@@ -638,7 +638,7 @@ def stemmer():
 
 def token_stems(text: str, offsets: list) -> list[int]:
     "Numbers of the stems of the words that tokens belong to; names such as `startDate` are several words, common words have none."
-    numbers, stems, words = {}, [], [(m.start(), m.end(), m.group().lower()) for m in _WORD.finditer(text)]
+    numbers, stems, words = {}, [], [(m.start(), m.end(), m.group().lower()) for m in WORD.finditer(text)]
     n = 0
     for a, b in offsets:
         while n < len(words) and words[n][1] <= a: n += 1

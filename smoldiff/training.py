@@ -88,9 +88,9 @@ class FeatureCache:
 
     def __len__(self): return len(self.prompts)
     def __repr__(self): return f"FeatureCache({len(self)} examples)"
-    def rows(self): return list(zip(self.places, self.records, self.prompts, self.labels))
-    def __add__(self, other): return FeatureCache(*map(list, zip(*(self.rows() + other.rows()))))
-    def __getitem__(self, ids): return FeatureCache(*map(list, zip(*(self.rows()[i] for i in ids))))
+    def columns(self): return self.places, self.records, self.prompts, self.labels
+    def __add__(self, other): return FeatureCache(*(a + b for a, b in zip(self.columns(), other.columns())))
+    def __getitem__(self, ids): return FeatureCache(*([column[i] for i in ids] for column in self.columns()))
 
     def example(self, i: int):
         "Example i with its features."

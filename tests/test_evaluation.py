@@ -71,6 +71,13 @@ def test_one_wrong_value_is_one_wrong_field():
     assert tried > 10
 
 
+def test_objects_of_numbers_are_values_not_bfcl_answers():
+    place = {"type": "object", "properties": {"at": {"type": "object", "additionalProperties": {"type": "number"}}}}
+    calls = [{"name": "f", "arguments": {"at": {"lat": 4.5}}}, {"name": "f", "arguments": {"at": {"lat": 2}}}]
+    record = {"id": "1", "query": "from 4.5 to 2", "tools": [{"name": "f", "description": "", "parameters": place}], "calls": calls}
+    assert set(field_table([record], [line(record, calls[::-1])]).right_norm) == {True}
+
+
 def test_a_metric_without_cases_is_null_and_failures_have_lines(tmp_path):
     def fails(record): raise ToolError("two tools are called 'x'")
     lines, metrics = evaluate(fails, records, limit=5, progress=False)
