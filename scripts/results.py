@@ -44,7 +44,7 @@ def block() -> str:
     "The results as Markdown."
     ways = [w for w, end in WAYS.items() if load(f"bfcl{end}")]
     lines = [BEGIN, "Whole calls right, in percent with 95% bootstrap intervals; the tool's name given. BFCL: all items, "
-             "the official AST verdict. Milliseconds a call at the median on two CPU cores.", "",
+             "the official AST verdict. Milliseconds a call at the median on two CPU cores, which other runs shared for all but BFCL.", "",
              f"| set | items | {' | '.join(ways)} | fields exact | valid | {' | '.join(f'ms, {w}' for w in ways)} |",
              "|---|" + "---:|" * (3 + 2 * len(ways))]
     for name, labels in SETS.items():
