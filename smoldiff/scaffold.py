@@ -473,7 +473,7 @@ def build_schema_template(
     if not tools: raise ScaffoldError("a template needs at least one tool")
     roots, segments = [], []
     for i, tool in enumerate(tools):
-        try: root, slots = lay_out(json.dumps(tool.parameters), budgets)
+        try: root, slots = lay_out(json.dumps(tool.parameters, ensure_ascii=False), budgets)
         except ScaffoldError as e: raise ScaffoldError(f"tool {tool.name}: {e}") from None
         roots.append(root)
         segments += [replace(s, call=i) for s in slots] if i else slots
