@@ -155,7 +155,8 @@ def unit(args, base, found) -> dict:
 
 def parts(args, base, found) -> dict:
     "What the head's parts and the training's options are worth."
-    heads = {"as it is": {}, "no links": dict(use_links=False), "no attention of the base": dict(use_pairs=False),
+    heads = {"as it is": {}, "no links": dict(use_links=False), "no order": dict(use_order=False),
+             "no attention of the base": dict(use_pairs=False),
              "width 256": dict(width=256, heads=4), "depth 2": dict(depth=2), "depth 5": dict(depth=5),
              "residual MLP": dict(encoder="residual_mlp"), "step embedding": dict(step_embedding=True)}
     recipes = {"null penalty 0.3": dict(loss=LossConfig(null_prediction_penalty=.3)),

@@ -146,8 +146,11 @@ def validation_sets(folder: Path, per_source: int, oracle: bool, seen: set) -> d
     form = lambda r: ("conversations" if "messages" in r else "statements" if r["source"] in STATEMENTS
                       else "several" if len(r["calls"]) > 1 else "single")
     sets = {name: [r for r in found if form(r) == name] for name in ("single", "several", "conversations", "statements")}
-    plain = ExpandConfig(irrelevant=0, missing=0, compose=0)
-    return sets | dict(bank=expand_bank(bank_split(read_bank())[1], 400, random.Random(5), plain))
+    bank, rates = bank_split(read_bank())[1], dict(irrelevant=0, missing=0)
+    draw = lambda n, **more: expand_bank(bank, n, random.Random(5), ExpandConfig(**rates, **more))
+    several = [[r for r in draw(400, **more) if len(r["calls"]) > 1][:100]
+               for more in (dict(parallel=1, compose=0), dict(parallel=0, compose=1))]
+    return sets | {"bank": draw(400, compose=0), "bank, several calls": sum(several, [])}
 
 
 def arguments() -> argparse.Namespace:

@@ -37,7 +37,8 @@ SETS = {"bfcl": {c: f"BFCL {c}" for c in ("simple_python", "multiple", "parallel
                                           "live_simple, SGD services")},
         "validation": {"single": "unseen tools, one call", "several": "unseen tools, several calls",
                        "conversations": "unseen tools, conversations",
-                       "statements": "unseen schemas, information extraction", "bank": "kept-back tools of the tool bank"}}
+                       "statements": "unseen schemas, information extraction", "bank": "kept-back tools of the tool bank",
+                       "bank, several calls": "kept-back tools of the tool bank, several calls"}}
 
 
 def block() -> str:

@@ -25,7 +25,7 @@ import pyarrow as pa
 import torch
 
 from .tools import SmoldiffError, ToolError, as_tools, normalise_type, schema_validator, validate_arguments
-from .scaffold import WORD
+from .values import WORD
 
 # %% ../nbs/07_data.ipynb #092759be
 def _parse_line(line, where):
@@ -183,7 +183,7 @@ class ExpandConfig:
     borrow: float = 0.2             # chance that an optional parameter of a tool of another domain is shown too; it stays empty
     unlist: float = 0.15            # chance that the options of an enum stand in its description only
     per_guise: int = 4              # records that share one of a tool's guises, so that the base need not read it anew for each
-    compose: float = 0.1            # share of requests that are joined from two to four others, see `compose`
+    compose: float = 0.2            # share of requests that are joined from two to four others, see `compose`
 
 # %% ../nbs/07_data.ipynb #3114f716
 def _kind(name, schema):

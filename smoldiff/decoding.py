@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 from .tools import SmoldiffError
 from .base import Base
-from .values import INVALID, cast, fits, same, value_types
+from .values import INVALID, cast, fits, measure_behind, same, value_types
 from .automata import feasible_mass, ranked, score_options, token_automaton, viterbi
 from .scaffold import ABSENT, PLANS, Prompt, read_back, smallest_value, written
 from .head import LOW, Batch, SchemaDiffusionHead, State, collate, empty_state, features_of, make_example
@@ -99,8 +99,11 @@ def spans(self: Look, i: int):
 
 @patch
 def span_value(self: Look, i: int, a: int, b: int):
-    "The value of a span for slot i, or INVALID."
-    if (i, a, b) not in self.casts: self.casts[i, a, b] = cast(self.prompt.text(a, b), self.prompt.template.segments[i].schema)
+    "The value of a span for slot i, a percent sign or a unit behind it included where that matters, or INVALID."
+    if (i, a, b) not in self.casts:
+        prompt, schema = self.prompt, self.prompt.template.segments[i].schema
+        value = cast(prompt.text(a, b) + measure_behind(prompt.body[prompt.offsets[b][1]:][:40], schema), schema)
+        self.casts[i, a, b] = cast(prompt.text(a, b), schema) if value is INVALID else value
     return self.casts[i, a, b]
 
 @patch

@@ -14,11 +14,11 @@ from .values import KINDS
 from .scaffold import MAX_SPAN, PLANS, Prompt, SlotLabel, dynamic_budget, pad_labels
 
 # %% auto #0
-__all__ = ['MAX_CANDIDATES', 'REACH', 'N_LINKS', 'MAX_CALLS', 'MAX_PLACES', 'PAIR_SCORES', 'LOW', 'Features', 'features_of',
-           'read_features', 'Example', 'make_example', 'pad', 'spans_tensor', 'label_tensors', 'Batch', 'inside',
-           'inside_any', 'shifted', 'links', 'collate', 'State', 'empty_state', 'gold_spans', 'noisy_state',
-           'HeadConfig', 'head_config', 'rotate', 'Block', 'SchemaDiffusionHead', 'layers_sum', 'used_tokens',
-           'span_mean', 'HeadOutput', 'LossConfig', 'smooth_nll']
+__all__ = ['MAX_CANDIDATES', 'REACH', 'N_LINKS', 'TURNS', 'REACHES', 'N_ORDER', 'MAX_CALLS', 'MAX_PLACES', 'PAIR_SCORES', 'LOW',
+           'Features', 'features_of', 'read_features', 'Example', 'make_example', 'pad', 'spans_tensor',
+           'label_tensors', 'Batch', 'inside', 'inside_any', 'shifted', 'links', 'collate', 'State', 'empty_state',
+           'gold_spans', 'noisy_state', 'turn', 'fade', 'order', 'HeadConfig', 'head_config', 'rotate', 'Block',
+           'SchemaDiffusionHead', 'layers_sum', 'used_tokens', 'span_mean', 'HeadOutput', 'LossConfig', 'smooth_nll']
 
 # %% ../nbs/06_head.ipynb #8641fae1
 @dataclass
@@ -126,7 +126,7 @@ N_LINKS = 3 + 3 * (1 + 2 * len(REACH)) + 1
 
 def inside(span_BS2: torch.Tensor, n: int) -> torch.Tensor:
     "True for the tokens inside spans (B, S, 2), none where they are -1: (B, S, n)."
-    index = torch.arange(n)
+    index = torch.arange(n, device=span_BS2.device)
     return (index >= span_BS2[..., :1]) & (index <= span_BS2[..., 1:]) & (span_BS2[..., :1] >= 0)
 
 def inside_any(span_BSO2: torch.Tensor, n: int) -> torch.Tensor:
@@ -233,6 +233,43 @@ def noisy_state(
     state.plan_BS, state.span_BS2 = torch.where(shown_BS, batch.plan_BS, -1), torch.where(shown_BS[..., None], gold_spans(batch), -1)
     return state
 
+# %% ../nbs/06_head.ipynb #76e1c5c2
+TURNS = (-.6, -.3, -.15, 0., .15, .3, .6)   # distances from a call's turn, as shares of the request
+REACHES = (4., 16.)                         # tokens over which nearness fades
+N_ORDER = len(TURNS) + 3 + 3 * len(REACHES) + 2
+
+def turn(batch: Batch) -> torch.Tensor:
+    "How near each token is to points around the turn of each slot's call, zeros where there is one call: (B, S, T, len(TURNS))."
+    place_BT = (batch.request_BT.cumsum(1) - .5) / batch.request_BT.sum(1, keepdim=True).clamp(min=1)
+    count_B11 = batch.call_BS.amax(1)[:, None, None] + 1
+    away_BST = place_BT[:, None] - (batch.call_BS[..., None] + .5) / count_B11
+    near_BSTN = torch.exp(-((away_BST[..., None] - torch.tensor(TURNS, device=away_BST.device)) / .15) ** 2)
+    return near_BSTN * (batch.request_BT[:, None] & (count_B11 > 1))[..., None]
+
+def fade(gap_BST: torch.Tensor) -> list[torch.Tensor]:
+    "Nearness from distances in tokens; 0 where they are negative."
+    return [torch.exp(-gap_BST.clamp(min=0) / reach) * (gap_BST >= 0) for reach in REACHES]   # exp of what is not taken may overflow
+
+def order(
+    batch: Batch,
+    state: "State",  # what has been revealed
+) -> torch.Tensor:   # (B, S, T, N_ORDER), from 0 to 1
+    "Where in the request each slot's turn is, seen from what other slots have copied."
+    n, far = batch.ids_BT.shape[1], 10 ** 6
+    index, (first_BS, last_BS) = torch.arange(n, device=batch.ids_BT.device), state.span_BS2.unbind(-1)
+    copied_BS = (state.plan_BS == 1) & batch.request_BT.gather(1, first_BS.clamp(min=0))
+    used_BST = (inside(state.span_BS2, n) & copied_BS[..., None]).float()
+    mine, theirs = batch.call_BS[:, :, None], batch.call_BS[:, None]
+    others = {k: v & copied_BS[:, None] for k, v in dict(same=theirs == mine, earlier=theirs < mine, later=theirs > mine).items()}
+    start = {k: torch.where(v, first_BS[:, None], far).amin(-1)[..., None] for k, v in others.items()}
+    end = {k: torch.where(v, last_BS[:, None], -far).amax(-1)[..., None] for k, v in others.items()}
+    gap_BST = torch.maximum(start["same"] - index, index - end["same"]).clamp(min=0)
+    behind, ahead = index - end["earlier"] - 1, start["later"] - index - 1
+    found = [(v.float() @ used_BST).clamp(max=1) for v in others.values()]
+    found += [*fade(gap_BST), *fade(behind), *fade(ahead), (behind >= 0) & (behind < far / 2), (ahead >= 0) & (ahead < far / 2)]
+    there = batch.request_BT[:, None, :, None]
+    return torch.cat([turn(batch), torch.stack([x.float() for x in found], -1) * there], -1)
+
 # %% ../nbs/06_head.ipynb #46973ecd
 @dataclass
 class HeadConfig:
@@ -247,7 +284,8 @@ class HeadConfig:
     use_pairs: bool = True          # the base's attention and log-probabilities
     copy_about: bool = True         # a slot may copy from its own description too, not from the request alone
     use_links: bool = True          # tell it where words of a parameter stand in the request, see `links`
-    pair_width: int = 160           # of the network that reads both
+    use_order: bool = True          # tell it what slots of its own and of other calls have copied, see `order`
+    pair_width: int = 160           # of the network that reads all three
     step_embedding: bool = False    # tell the head the share of slots that are masked
     base_name: str = ""             # for people
     base_fingerprint: str = ""      # must be that of the base it runs on
@@ -334,10 +372,11 @@ def make_outputs(self: SchemaDiffusionHead, D: int, H: int):
     self.start_q, self.start_k, self.end_q, self.end_k = (nn.Linear(D, D) for _ in range(4))
     self.option_q, self.option_k, self.from_start = (nn.Linear(D, D) for _ in range(3))
     self.length = nn.Embedding(MAX_SPAN, 1)
-    known = config.base_pairs * config.use_pairs + N_LINKS * config.use_links
+    known = config.base_pairs * config.use_pairs + N_LINKS * config.use_links + N_ORDER * config.use_order
     W = config.pair_width
     if known: self.pair = nn.Sequential(nn.Linear(known, W), nn.GELU(), nn.Linear(W, PAIR_SCORES + config.heads))
     if config.use_links: self.match = nn.Parameter(torch.zeros(config.heads))   # attention between words with the same stem
+    if config.use_order: self.mates = nn.Parameter(torch.zeros(config.heads))   # attention between slots of the same call
 
 @patch(as_prop=True)
 def n_trainable(self: SchemaDiffusionHead) -> int:
@@ -395,10 +434,11 @@ class HeadOutput:
 
 # %% ../nbs/06_head.ipynb #437619de
 @patch
-def pairs(self: SchemaDiffusionHead, batch: Batch) -> torch.Tensor:
-    "What is known of each slot and token: the base's attention and log-probabilities, links."
-    known = [batch.pair_BSTP] * self.config.use_pairs + [batch.link_BSTL] * self.config.use_links
-    return torch.cat(known, -1)
+def pairs(self: SchemaDiffusionHead, batch: Batch, state: State) -> torch.Tensor:
+    "What is known of each slot and token: the base's attention and log-probabilities, links, order."
+    config = self.config
+    known = [batch.pair_BSTP] * config.use_pairs + [batch.link_BSTL] * config.use_links
+    return torch.cat(known + [order(batch, state)] * config.use_order, -1)
 
 # %% ../nbs/06_head.ipynb #e7c74803
 @patch
@@ -413,13 +453,15 @@ def encode(self: SchemaDiffusionHead, batch: Batch, state: State):
     place_Bn = torch.cat([index(S, T), T + state.slot_BC, index(T)], 1).gather(1, order_Bn)
     bias, pair = torch.zeros(len(slot), self.config.heads, *order_Bn.shape[1:] * 2, device=slot.device), None
     if hasattr(self, "pair"):
-        pair, token_Bn = self.pair(self.pairs(batch)), order_Bn - S - C
+        pair, token_Bn = self.pair(self.pairs(batch, state)), order_Bn - S - C
         scores_BHST = pair[..., PAIR_SCORES:].permute(0, 3, 1, 2)
         moved = scores_BHST.gather(3, token_Bn.clamp(min=0)[:, None, None].expand(-1, self.config.heads, S, -1))
         bias[:, :, :S] = moved * ((token_Bn >= 0)[:, None] & batch.slot_BS[..., None])[:, None]
     if hasattr(self, "match"):
         stem_Bn = F.pad(batch.stem_BT, (S + C, 0)).gather(1, order_Bn)
         bias = bias + self.match[:, None, None] * ((stem_Bn[:, :, None] == stem_Bn[:, None]) & (stem_Bn[:, None] > 0))[:, None]
+    if hasattr(self, "mates"):
+        bias[..., :S, :S] += self.mates[:, None, None] * (batch.call_BS[:, :, None] == batch.call_BS[:, None])[:, None]
     bias = bias.masked_fill(~there_BN.gather(1, order_Bn)[:, None, None], -1e4)
     whole = order_Bn[..., None].expand(-1, -1, slot.shape[-1])
     x = torch.cat([slot, canvas, token], 1).gather(1, whole)

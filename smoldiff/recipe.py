@@ -28,9 +28,9 @@ __all__ = ['CARD', 'Recipe', 'save_recipe', 'load_recipe', 'recipe_records', 're
 @dataclass
 class Recipe:
     "All that a trained head depends on, besides the base and the data."
-    records: int = 20000          # drawn from the sources by weight; those that cannot be laid out or are too long are left out
+    records: int = 22000          # drawn from the sources by weight; those that cannot be laid out or are too long are left out
     valid_records: int = 420      # of tools that are not trained on
-    max_tokens: int = 420         # prompts longer than this are not used
+    max_tokens: int = 560         # prompts longer than this are not used
     max_chars: int = 1200         # neither are conversations longer than this
     seed: int = 7
     weights: dict = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))   # of the sources

@@ -13,17 +13,19 @@ from typing import NamedTuple
 from fastcore.basics import patch
 from .tools import SmoldiffError, as_tool, merge_schemas, pointer, type_name, validate_arguments
 from .base import Base
-from .values import INVALID, cast, cast_option, find_value, fits, is_json, read_json, same, slot_kind, spell, value_types
+from smoldiff.values import (
+    INVALID, WORD, cast, cast_option, find_value, fits, is_json, read_json, same, slot_kind, spell, stemmer, value_types,
+)
 from .automata import schema_regex
 
 # %% auto #0
-__all__ = ['MAX_OPTIONS', 'MAX_SLOTS', 'ABSENT', 'HANDED', 'MAX_ITEMS', 'OPEN', 'SHUT', 'WORD', 'PLANS', 'MAX_SPAN',
-           'ScaffoldError', 'TooManySlots', 'FieldSegment', 'slot_options', 'BudgetConfig', 'mask_budget',
-           'dynamic_budget', 'Absent', 'SlotNode', 'ObjectNode', 'ListNode', 'UnionNode', 'Where', 'Builder',
-           'union_forms', 'form_labels', 'with_null', 'character_automaton', 'example_strings', 'small_texts',
-           'small_lists', 'small_objects', 'small_values', 'smallest_value', 'impossible', 'mended', 'SchemaTemplate',
-           'lay_out', 'build_schema_template', 'clip', 'type_words', 'parameter_line', 'turns_text', 'body_text',
-           'scaffold_pieces', 'Prompt', 'stemmer', 'token_stems', 'token_span', 'encode_prompt', 'SlotLabel', 'written',
+__all__ = ['MAX_OPTIONS', 'MAX_SLOTS', 'ABSENT', 'HANDED', 'MAX_ITEMS', 'OPEN', 'SHUT', 'PLANS', 'MAX_SPAN', 'ScaffoldError',
+           'TooManySlots', 'FieldSegment', 'slot_options', 'BudgetConfig', 'mask_budget', 'dynamic_budget', 'Absent',
+           'SlotNode', 'ObjectNode', 'ListNode', 'UnionNode', 'Where', 'Builder', 'union_forms', 'form_labels',
+           'with_null', 'character_automaton', 'example_strings', 'small_texts', 'small_lists', 'small_objects',
+           'small_values', 'smallest_value', 'impossible', 'mended', 'SchemaTemplate', 'lay_out',
+           'build_schema_template', 'clip', 'type_words', 'parameter_line', 'turns_text', 'body_text',
+           'scaffold_pieces', 'Prompt', 'token_stems', 'token_span', 'encode_prompt', 'SlotLabel', 'written',
            'read_back', 'said', 'copy_spans', 'slot_label', 'pad_labels', 'encode_labels', 'label_value']
 
 # %% ../nbs/04_scaffold.ipynb #f48af66d
@@ -228,6 +230,8 @@ def leaf(self: Builder, schema: dict, where: Where, handed: str = "") -> SlotNod
     "One slot."
     if len(self.slots) == MAX_SLOTS: raise TooManySlots(f"{where.at}: the schema needs more than {MAX_SLOTS} slots")
     kind = "json" if handed else slot_kind(schema)
+    if kind in ("integer", "number"):   # its name may say in which measure: `duration_minutes`
+        schema = {"title": " ".join(WORD.findall(where.line.split(".")[-1])), **schema}
     options = () if handed else slot_options(schema)
     if kind == "enum" and options:
         options = tuple(o for o in options if fits(o, schema))
@@ -473,7 +477,7 @@ def build_schema_template(
     if not tools: raise ScaffoldError("a template needs at least one tool")
     roots, segments = [], []
     for i, tool in enumerate(tools):
-        try: root, slots = lay_out(json.dumps(tool.parameters, ensure_ascii=False), budgets)
+        try: root, slots = lay_out(tool.schema_text, budgets)
         except ScaffoldError as e: raise ScaffoldError(f"tool {tool.name}: {e}") from None
         roots.append(root)
         segments += [replace(s, call=i) for s in slots] if i else slots
@@ -625,16 +629,9 @@ class Prompt:
         return token_stems(self.body, self.offsets)
 
 # %% ../nbs/04_scaffold.ipynb #7e82059f
-WORD = re.compile(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")   # words of a text, and of a name in any style
 _COMMON = frozenset("a an and any are as at be by default eg for from get given has have i if in is it its me my not number of on or "
                     "optional our per please string that the their then there these they this to type use used value was we what which "
                     "with you your".split())
-
-@lru_cache(None)
-def stemmer():
-    "The English Porter stemmer (Porter 1980) of Snowball."
-    import snowballstemmer
-    return lru_cache(65536)(snowballstemmer.stemmer("english").stemWord)
 
 def token_stems(text: str, offsets: list) -> list[int]:
     "Numbers of the stems of the words that tokens belong to; names such as `startDate` are several words, common words have none."
@@ -720,7 +717,8 @@ def slot_label(base: Base, prompt: Prompt, i: int, value, span: tuple | None = N
     # of options that differ in case alone the one that is meant
     options = [k for strict in (True, False)[:2 - exact] for k, o in enumerate(segment.options) if same(o, value, strict)]
     if options and segment.kind in ("enum", "boolean", "null"): return SlotLabel(2, option=options[0], tokens=tokens)
-    spans = copy_spans(prompt, i, value, [span] if span else said(prompt, i, value, prompt.request), exact)
+    spans = copy_spans(prompt, i, value, [span], exact) if span else []
+    spans = spans or copy_spans(prompt, i, value, said(prompt, i, value, prompt.request), exact)
     if spans: return SlotLabel(1, spans=spans[:4], tokens=tokens)
     if options: return SlotLabel(2, option=options[0], tokens=tokens)
     if segment.kind == "string" and prompt.abouts[i]:   # "the unit, such as kg or lb": a text that only the description gives

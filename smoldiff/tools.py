@@ -15,7 +15,7 @@ import copy, inspect, json, re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Callable
 from urllib.parse import unquote
@@ -47,6 +47,11 @@ class Tool:
     description: str = ""  # What the tool does, shown to the model
     parameters: dict = field(default_factory=no_parameters)  # Normalised JSON Schema of type object
     function: Callable|None = None  # The Python function behind the tool, if there is one
+
+    @cached_property
+    def schema_text(self) -> str:
+        "The parameters as JSON; layouts are kept by it."
+        return json.dumps(self.parameters, ensure_ascii=False)
 
 # %% ../nbs/00_tools.ipynb #3736579a
 @patch

@@ -9,11 +9,13 @@ from functools import lru_cache
 from .tools import schema_validator
 
 # %% auto #0
-__all__ = ['KINDS', 'COMPOSED', 'INVALID', 'value_types', 'slot_kind', 'words_to_digits', 'cast_number', 'is_json', 'fits',
-           'spoken_duration', 'spoken_time', 'spellings', 'cast_string', 'date_form', 'clock_words', 'cast_date',
-           'code_names', 'codes_asked', 'iso_code', 'unit_asked', 'asked_number', 'cast_integer', 'cast_float',
-           'cast_option', 'spell', 'cast_boolean', 'read_json', 'cast_json', 'thousands', 'cast_array', 'cast', 'same',
-           'plain_text', 'find_string', 'find_number', 'other_form', 'find_list', 'find_value']
+__all__ = ['KINDS', 'COMPOSED', 'INVALID', 'WORD', 'value_types', 'slot_kind', 'fractions', 'words_to_digits', 'multiplier',
+           'cast_number', 'is_json', 'fits', 'spoken_duration', 'spoken_time', 'spellings', 'unquoted', 'cast_string',
+           'date_form', 'clock_words', 'cast_date', 'code_names', 'codes_asked', 'iso_code', 'wording', 'share_asked',
+           'unit_asked', 'spoken_span', 'asked_number', 'measure_behind', 'cast_integer', 'cast_float', 'stemmer',
+           'cast_option', 'spell', 'cast_boolean', 'read_json', 'cast_json', 'thousands', 'item_schema', 'cast_array',
+           'cast', 'same', 'plain_text', 'find_string', 'find_number', 'other_form', 'find_option', 'find_list',
+           'find_value']
 
 # %% ../nbs/02_values.ipynb #699bfc3d
 KINDS = ("string", "integer", "number", "boolean", "enum", "null", "array", "json")
@@ -49,29 +51,46 @@ _NUMERAL = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+−]?\.\d
 _WORDS = {"half a dozen": "6", "a dozen": "12", "a couple": "2", "dozen": "12", "couple": "2", "half": "0.5", "once": "1", "twice": "2"}
 _EVERYDAY = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b")
 
+_PARTS = {"half": .5, "quarter": .25, "3 quarters": .75}
+
+def fractions(text: str) -> str:
+    "Halves and quarters as decimals: `2 and a half` as 2.5, `three quarters` as 0.75."
+    text = re.sub(r"\bthree quarters\b", "3 quarters", text)
+    text = re.sub(r"\b(\d+) and (?:an? |1 )?(half|quarter|3 quarters)\b", lambda m: str(int(m[1]) + _PARTS[m[2]]), text)
+    return re.sub(r"\b(?:an? |1 )?(half|quarter|3 quarters)\b(?: of(?= an? ))?", lambda m: str(_PARTS[m[1]]), text)
+
 @lru_cache(4096)
 def words_to_digits(text: str) -> str:
-    "Number words as digits, by text2num; a few everyday ones that it leaves alone come before it."
+    "Number words as digits, by text2num; a few everyday ones that it leaves alone, and fractions, come after it."
     from text_to_num import alpha2digit
     out = alpha2digit(text.lower().replace("-", " "), "en", threshold=0)
     if not _NUMERAL.search(out): out = _EVERYDAY.sub(lambda m: _WORDS[m.group()], out)
-    return re.sub(r"\b(?:minus|negative)\s+(?=\d)", "-", out)
+    return re.sub(r"\b(?:minus|negative)\s+(?=\d)", "-", fractions(out))
 
 # %% ../nbs/02_values.ipynb #a13c57ad
-_SCALE = {"k": 1e3, "thousand": 1e3, "m": 1e6, "mn": 1e6, "million": 1e6, "bn": 1e9, "billion": 1e9, "trillion": 1e12, "dozen": 12}
+_SCALE = {"thousand": 1e3, "grand": 1e3, "mn": 1e6, "million": 1e6, "bn": 1e9, "billion": 1e9, "trillion": 1e12, "dozen": 12}
+_POWER = re.compile(r"(?<=\d)\s*[×x*·]\s*10\s*\^?\s*(?=[-−]?\d)", re.I)   # 3 x 10^8
+
+def multiplier(
+    before: str, after: str,  # the text before and behind a numeral
+) -> float:
+    "By how much a word or a letter behind a numeral multiplies it. A lone `m` or `k` is a unit: metres, minutes, kelvin."
+    word = re.match(r"\s*([a-z]+)\b", after.lower())
+    if word and word[1] in _SCALE: return _SCALE[word[1]]
+    if re.match(r"k\b", after, re.I): return 1e3
+    return 1e6 if re.match(r"M\b", after) or re.match(r"m\b", after) and re.search(r"[$€£¥]\s*$", before) else 1
 
 def cast_number(
     text: str,   # digits or number words, with or without a unit
 ) -> float | int | None:
     "The one number that a text holds, None where it holds none or several."
-    text = re.sub(r"(?<=\d)(?=(?:k|m|mn|bn)\b)", " ", text.strip(), flags=re.I)
+    text = _POWER.sub("e", text.strip())
     if not _NUMERAL.search(text): text = words_to_digits(text)
+    elif re.search(r"\b(?:half|quarters?)\b", text): text = fractions(text)
     found = list(_NUMERAL.finditer(text))
     if len(found) != 1: return None
-    value = float(found[0].group().replace(",", "").replace("−", "-"))
-    after = re.match(r"\s*([a-z]+)\b", text[found[0].end():].lower())
-    value *= _SCALE.get(after.group(1), 1) if after else 1
-    value = round(value, 9)
+    (start, end), value = found[0].span(), float(found[0].group().replace(",", "").replace("−", "-"))
+    value = round(value * multiplier(text[:start], text[end:]), 9)
     if math.isinf(value): return None   # JSON has no such number
     return int(value) if value.is_integer() and abs(value) < 1e15 else value
 
@@ -87,7 +106,7 @@ def fits(value, schema: dict) -> bool:
     "Whether a value validates, formats included; plain scalar schemas are checked without jsonschema, which is slow."
     if not is_json(value): return False
     if not isinstance(schema, dict): return bool(schema)
-    if set(schema) <= {"type", "description", "default"} and isinstance(kind := schema.get("type"), str) and kind != "array":
+    if set(schema) <= {"type", "title", "description", "default"} and isinstance(kind := schema.get("type"), str) and kind != "array":
         right = dict(string=str, integer=int, number=(int, float), boolean=bool, object=dict, null=type(None))[kind]
         return isinstance(value, right) and (kind == "boolean" or not isinstance(value, bool))
     return schema_validator(schema).is_valid(value)
@@ -122,9 +141,15 @@ def spellings(text: str, schema: dict) -> list[str]:
     return [text.rstrip(".,;"), text.upper(), text.lower(), re.sub(r"[\s-]+", "", text), re.sub(r"[\s-]+", "", text).upper()]
 
 # %% ../nbs/02_values.ipynb #d571b261
+def unquoted(text: str) -> str:
+    "A text without the quotes around it, or without the one that it was cut off at."
+    if len(text) > 1 and text[0] in "\"'“‘«" and text[-1] in "\"'”’»": return text[1:-1].strip()
+    if sum(text.count(c) for c in "\"“”") == 1: text = re.sub(r"^[\"“]|[\"”]$", "", text)
+    return re.sub(r"(?<=[.!?])['’]$", "", text).strip()
+
 def cast_string(text: str, schema: dict):
     "Text as it stands, without the quotes around it, in the form that the schema's format, pattern or description asks for."
-    if len(text) > 1 and text[0] in "\"'“‘«" and text[-1] in "\"'”’»": text = text[1:-1].strip()
+    text = unquoted(text)
     if not text: return INVALID
     if date_form(schema): return cast_date(text, schema)
     if code := iso_code(text, schema): return code
@@ -143,10 +168,14 @@ def date_form(schema: dict) -> str | None:
     return said and (said[0] if "%" in said[0] else re.sub("|".join(_FIELDS), lambda m: _FIELDS[m[0]], said[0].upper()))
 
 # %% ../nbs/02_values.ipynb #9b48b537
+_HOUR = re.compile(r"\b(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)(?: o'clock)?(?= [ap]m\b)")
+
 def clock_words(text: str) -> str:
     "Spoken times in a form that dateutil reads: `half past seven in the morning` as `7:30 am`."
+    text = re.sub(r"\bthe (?=\d)", "", re.sub(r"\s+", " ", text))   # the 1st of May
     text = re.sub(r"\b(?:at )?noon\b", "12:00 pm", re.sub(r"\b(?:at )?midnight\b", "12:00 am", text.lower()))
     text = re.sub(r" in the morning\b", " am", re.sub(r"(?: in the (?:afternoon|evening)| at night)\b", " pm", text))
+    text = _HOUR.sub(lambda m: str(cast_number(m[1])), text)
     past = re.search(r"\b(half past|(?:a )?quarter past|(?:a )?quarter to) ([a-z]+|\d{1,2})\b", text)
     hour = past and cast_number(past[2])
     if not hour: return text
@@ -163,9 +192,13 @@ def cast_date(text: str, schema: dict):
     return first if first == second else text   # both agree only on what the text says
 
 # %% ../nbs/02_values.ipynb #0f10311a
-_CODES = {"territory": re.compile(r"ISO[- ]3166|two-letter country|alpha-2|country code", re.I),
-          "currency": re.compile(r"ISO[- ]4217|currency code|three-letter currency", re.I),
-          "language": re.compile(r"ISO[- ]639|language code|two-letter language", re.I)}
+_CODES = {"territory": r"ISO[- ]3166|two-letter country|alpha-2|country code|\bISO\b.{0,30}\bcountr|\bcountr.{0,30}\bISO\b",
+          "currency": r"ISO[- ]4217|currency code|three-letter (?:currency|code of)|\bISO\b.{0,20}\bcurrenc|\bcurrenc.{0,20}\bISO\b",
+          "language": r"ISO[- ]639|language code|two-letter language"}
+_ALSO = {"territory": {"usa": "US", "us": "US", "u.s.": "US", "america": "US", "uk": "GB", "u.k.": "GB", "great britain": "GB",
+                       "britain": "GB"},
+         "currency": {"dollar": "USD", "dollars": "USD", "pounds sterling": "GBP", "pounds": "GBP", "sterling": "GBP", "yen": "JPY",
+                      "yuan": "CNY", "rupees": "INR", "swiss franc": "CHF"}, "language": {}}   # beside the names of the CLDR
 
 @lru_cache(None)
 def code_names(
@@ -174,45 +207,78 @@ def code_names(
     "English names of ISO codes, currencies in the plural too."
     from babel import Locale
     from babel.numbers import get_currency_name
-    names = Locale("en")
-    if what == "language": return {n.lower(): c for c, n in names.languages.items() if len(c) == 2}
-    if what == "territory": return {n.lower(): c for c, n in names.territories.items() if len(c) == 2 and c.isalpha()}
-    return {get_currency_name(c, count=k, locale="en").lower(): c for c in names.currencies for k in (2, 1)}
+    names, also = Locale("en"), _ALSO[what]
+    if what == "language": return {n.lower(): c for c, n in names.languages.items() if len(c) == 2} | also
+    if what == "territory": return {n.lower(): c for c, n in names.territories.items() if len(c) == 2 and c.isalpha()} | also
+    return {get_currency_name(c, count=k, locale="en").lower(): c for c in names.currencies for k in (2, 1)} | also
 
 def codes_asked(schema: dict) -> dict:
     "Names and codes of what the description asks a code for; empty where it asks for none."
-    return next((code_names(w) for w, p in _CODES.items() if p.search(schema.get("description") or "")), {})
+    return next((code_names(w) for w, p in _CODES.items() if re.search(p, schema.get("description") or "", re.I)), {})
 
 def iso_code(text: str, schema: dict) -> str | None:
     "The code of a country, currency or language that is named, where the description asks for one."
     return codes_asked(schema).get(re.sub(r"^the ", "", text.lower()))
 
 # %% ../nbs/02_values.ipynb #4379c988
-_SHARE = re.compile(r"\b(?:fraction|decimal(?! place)|proportion|between 0 and 1|from 0 to 1|0 to 1|0-1)\b", re.I)
+_SHARE = re.compile(r"\b(?:fraction|decimal(?! place)|proportion|between 0 and 1|0(?:\.0)? (?:\(?\w+\)? )?to 1|0-1)\b", re.I)
 _PERCENT = re.compile(r"(?<=[\da-z])\s*(?:%|per ?cent\b)", re.I)
 _UNITS = dict(second=1, sec=1, minute=60, min=60, hour=3600, hr=3600, day=86400, week=604800, month=1, year=12)   # seconds, or months
+_LONG = ("month", "year")   # which are no number of days
 _UNIT = re.compile(r"\b(second|minute|hour|day|week|month|year)s?\b", re.I)
+_SAID = re.compile(rf"\b({'|'.join(_UNITS)})s?\b", re.I)
+_AND_PART = re.compile(rf"\b(?:an?|one|1) ({'|'.join(_UNITS)}) and (a half|a quarter|three quarters)\b")   # an hour and a half
+_ONE = re.compile(rf"(?:(?<=[\d.])|\b)(\d[\d.]*)? ?\ban? (?={'|'.join(_UNITS)})")   # a day, 0.5 an hour
+
+def wording(schema: dict) -> str:
+    "A slot's name and description."
+    return f"{schema.get('title') or ''} {schema.get('description') or ''}"
+
+def share_asked(schema: dict) -> bool:
+    "Whether a number is asked for as a share of one."
+    return bool(_SHARE.search(wording(schema))) or schema.get("maximum") == 1 and schema.get("type") == "number"
 
 def unit_asked(schema: dict) -> str | None:
-    "The one unit of time that a description names, None for none or several."
-    named = {u.lower() for u in _UNIT.findall(schema.get("description") or "")}
+    "The one unit of time that name and description speak of, None for none or several."
+    named = {u.lower() for u in _UNIT.findall(wording(schema))}
     return named.pop() if len(named) == 1 else None
 
+# %% ../nbs/02_values.ipynb #cd1303fb
+def spoken_span(text: str, unit: str) -> float | None:
+    "The length of a spoken span of time in a unit; None where the text names no other unit that can be converted to it."
+    said = words_to_digits(_AND_PART.sub(r"1 and \2 \1", text.lower()))
+    parts = _PERIOD.findall(_ONE.sub(lambda m: m[1] + " " if m[1] else "1 ", said))
+    if not parts or {u for _, u in parts} == {unit} or any((u in _LONG) != (unit in _LONG) for _, u in parts): return None
+    return sum(float(n) * _UNITS[u] for n, u in parts) / _UNITS[unit]
+
 def asked_number(text: str, schema: dict) -> float | int | None:
-    "The number that a text holds, in the measure that the description asks for; None where it holds none or several."
-    if _PERCENT.search(text) and _SHARE.search(schema.get("description") or ""):
+    "The number that a text holds, in the measure that name and description ask for; None where it holds none or several."
+    if _PERCENT.search(text) and share_asked(schema):
         value = cast_number(_PERCENT.sub("", text))
         return value if value is None else round(value / 100, 9)
-    unit, said = unit_asked(schema), _UNIT.search(text)
-    said, long = said and said[1].lower(), ("month", "year")   # which are no number of days
-    if not (unit and said) or said == unit or (said in long) != (unit in long): return cast_number(text)
-    value = cast_number(re.sub(r"\bhalf an?\b", "0.5", re.sub(r"^\s*an? ", "1 ", text.lower())))
-    return value if value is None else cast_number(str(round(value * _UNITS[said] / _UNITS[unit], 9)))
+    unit = unit_asked(schema)
+    value = spoken_span(text, unit) if unit and _SAID.search(text) else None
+    return cast_number(text) if value is None else cast_number(str(round(value, 9)))
 
 # %% ../nbs/02_values.ipynb #e112536c
+_BEHIND = re.compile(rf"\s*(?:%|per ?cent\b)|[\s-]*(?:{'|'.join(_UNITS)})s?\b", re.I)
+
+def measure_behind(
+    behind: str,   # the text behind a stretch
+    schema: dict,  # of a slot
+) -> str:          # the sign or unit that belongs to the number before it; empty where that does not matter
+    "A percent sign or a unit of time that a number in the text was cut off from."
+    asked = slot_kind(schema) in ("integer", "number") and (share_asked(schema) or unit_asked(schema))
+    said = asked and _BEHIND.match(behind)
+    return said[0] if said else ""
+
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+
 def cast_integer(text: str, schema: dict):
-    "A whole number from digits or words."
+    "A whole number from digits or words, or from the name of a month where that is asked for."
     value = asked_number(text, schema)
+    if value is None and re.fullmatch(_MONTH, text, re.I) and unit_asked(schema) == "month":
+        return "jan feb mar apr may jun jul aug sep oct nov dec".split().index(text[:3].lower()) + 1
     return value if isinstance(value, int) else INVALID
 
 def cast_float(text: str, schema: dict):
@@ -220,11 +286,26 @@ def cast_float(text: str, schema: dict):
     value = asked_number(text, schema)
     return INVALID if value is None else value
 
+# %% ../nbs/02_values.ipynb #7810945e
+WORD = re.compile(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")   # words of a text, and of a name in any style
+
+@lru_cache(None)
+def stemmer():
+    "The English Porter stemmer (Porter 1980) of Snowball."
+    import snowballstemmer
+    return lru_cache(65536)(snowballstemmer.stemmer("english").stemWord)
+
 def cast_option(text: str, schema: dict):
-    "The option that a text names, letter case and spelling of gaps aside."
-    def plain(x): return re.sub(r"[\s_\-]+", " ", str(x)).strip().lower()
+    "The option that a text names: the same letters and digits, else all of its words among those of the text, else one short for a word."
+    def plain(x): return re.sub(r"[\W_]+", "", spell(x)).lower()
+    def stems(x): return {stemmer()(w.lower()) for w in WORD.findall(spell(x))}
     options = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    return next((o for o in options if plain(spell(o)) == plain(text)), INVALID)
+    if found := [o for o in options if spell(o).lower() == text.lower()] or [o for o in options if plain(o) == plain(text)]: return found[0]
+    said = stems(text)
+    named = [o for o in options if (own := stems(o)) and own <= said]
+    named = named or [o for o in options if len(plain(o)) > 2 and plain(text).startswith(plain(o))]
+    longest = [o for o in named if len(stems(o)) == max(len(stems(n)) for n in named)]
+    return longest[0] if len(longest) == 1 else INVALID
 
 def spell(value) -> str:
     "An option as it is spelled in a prompt."
@@ -247,19 +328,31 @@ def cast_json(text: str, schema: dict):
     except ValueError: return text or INVALID
 
 # %% ../nbs/02_values.ipynb #42834120
-_SPLIT = re.compile(r"\s*(?:,|;)\s*(?:and\b|or\b|&)?\s*|\s+(?:and|or|&)\s+", re.I)
+_AND = r"(?:(?:and|or)(?: also| then)?|&|plus|as well as|along with|followed by|then)"
+_SPLIT = re.compile(rf"\s*[,;]\s*(?:{_AND}\s)?\s*|\s+{_AND}\s+|\s+/\s+", re.I)
+_RANGE = re.compile(rf"{_SPLIT.pattern}|\s+(?:to|through)\s+|(?<=\d)\s*[–—-]\s*(?=\d)|(?<=\d)\s*[x×]\s*(?=\d)"
+                    r"|(?<=\d)\s+(?=[-−]?[\d.])", re.I)
 
 def thousands(text: str) -> str:
     "The text without the commas inside numbers such as 1,200."
-    return re.sub(r"(?<![\d,])(\d{1,3})((?:,\d{3})+)(?![\d,])", lambda m: m.group(0).replace(",", ""), text)
+    return re.sub(r"(?<![\d,])(\d{1,3})((?:,\d{3})+)(?!\d|,\d)", lambda m: m.group(0).replace(",", ""), text)
 
+def item_schema(schema: dict) -> dict:
+    "The schema of a list's items; what the list's description asks for, it asks for of each item."
+    items = schema.get("items", {})
+    return {"description": wording(schema), **items} if isinstance(items, dict) else {}
+
+# %% ../nbs/02_values.ipynb #54dcd9f7
 def cast_array(text: str, schema: dict):
     "A list: JSON, or items split at commas and `and`, each cast by itself."
     if text.startswith("["):
-        try: return read_json(text)
-        except ValueError: text = text.strip("[]")
-    items = [cast(part, schema["items"]) for part in _SPLIT.split(thousands(text)) if part.strip()]
-    return INVALID if not items or INVALID in items else items
+        try: return read_json(text.rstrip(",.;"))
+        except ValueError: pass
+    items, text = item_schema(schema), thousands(text.strip("[](){},;"))
+    if slot_kind(items) in ("integer", "number"): parts = _RANGE.split(text)
+    else: parts = [re.sub(r"^(?:also |both )+", "", part) for part in _SPLIT.split(text)]
+    found = [cast(part, items) for part in parts if part.strip()]
+    return INVALID if not found or INVALID in found else found
 
 _CASTS = dict(string=cast_string, integer=cast_integer, number=cast_float, boolean=cast_boolean, enum=cast_option,
               null=lambda text, schema: None, array=cast_array, json=cast_json)
@@ -301,36 +394,50 @@ _SPOKEN = re.compile(rf"(?:[-+−]?\d[\d,]*(?:\.\d+)?|\b(?:{'|'.join(_NUMBER_WOR
 def find_number(value, text: str) -> list[tuple[int, int]]:
     "Character spans of numerals and number words that say a number; each is cut down to what still says it."
     found = []
+    says = lambda a, b: (said := cast_number(text[a:b])) is not None and said == value
     for m in _SPOKEN.finditer(text):
-        parts = re.finditer(r"[\d.,]*\d|[a-z]+(?:-[a-z]+)*", m.group(), re.I)
-        spans = [m.span()] + [(m.start() + a.start(), m.start() + a.end()) for a in parts]
-        found += [s for s in spans if (said := cast_number(text[slice(*s)])) is not None and said == value][:1]
+        words = list(re.finditer(r"[-−]?[\d.,]*\d|[a-z]+(?:-[a-z]+)*", m.group(), re.I))[:12]
+        parts = [(m.start() + w.start(), m.start() + w.end()) for w in words]
+        for n in range(len(parts), 0, -1):   # the longest runs of words that say it
+            runs = [(parts[i][0], parts[i + n - 1][1]) for i in range(len(parts) - n + 1)]
+            if runs := [s for s in runs if says(*s)]: found += runs; break
     return found
 
 # %% ../nbs/02_values.ipynb #903b88cf
-_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DAY = r"\d{1,2}(?:st|nd|rd|th)?"
 _DATE = re.compile(rf"\b(?:{_MONTH} {_DAY},? \d{{4}}|{_DAY}(?: of)? {_MONTH},? \d{{4}}|\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}})\b", re.I)
 
 _CLOCK = re.compile(r"\b(?:\d{1,2}(?::\d\d)?\s?[ap]\.?m\.?|noon|midnight|\d{1,2}:\d\d"
-                    r"|(?:half|(?:a )?quarter) (?:past|to) \w+(?: in the \w+| at night)?)", re.I)
-_MONTHS = re.compile(rf"\b{_MONTH} \d{{4}}\b", re.I)
+                    r"|(?:half|(?:a )?quarter) (?:past|to) \w+(?: in the \w+| at night)?|\w+ in the (?:morning|afternoon|evening))", re.I)
+_BOTH = re.compile(rf"{_DATE.pattern},?(?: at)? {_CLOCK.pattern}|{_CLOCK.pattern} on (?:the )?{_DATE.pattern}", re.I)
+_MONTHS, _NAMED_MONTH = re.compile(rf"\b{_MONTH} \d{{4}}\b", re.I), re.compile(rf"\b{_MONTH}\b", re.I)
 _SHARES = re.compile(rf"{_SPOKEN.pattern}\s*(?:%|per ?cent\b)", re.I)
-_TIMES = re.compile(rf"(?:{_SPOKEN.pattern}|\b(?:half )?an?)\s*-?\s*(?:second|minute|hour|day|week|month|year)s?\b", re.I)
+_LENGTH = (rf"(?:{_SPOKEN.pattern}|\b(?:half |quarters? of )?an?)\s*-?\s*(?:{'|'.join(_UNITS)})s?\b"
+           r"(?: and (?:a half|a quarter|three quarters)\b)?")
+_TIMES = re.compile(rf"{_LENGTH}(?:(?: and)? {_LENGTH})?", re.I)
 
 def other_form(value, schema: dict, text: str) -> list:
     "Matches in a text that may say a value in another form than its own: dates, times, names of codes, shares, spans of time."
-    about = schema.get("description") or ""
     if not isinstance(value, str):
-        forms = [form for form, asked in ((_SHARES, _SHARE.search(about)), (_TIMES, unit_asked(schema))) if asked]
-        return [m for form in forms for m in form.finditer(text)]
-    if date_form(schema): return [m for form in (_DATE, _CLOCK, _MONTHS) for m in form.finditer(text)]
+        forms = ((_SHARES, share_asked(schema)), (_TIMES, unit_asked(schema)), (_NAMED_MONTH, unit_asked(schema) == "month"))
+        return [m for form, asked in forms if asked for m in form.finditer(text)]
+    if date_form(schema): return [m for form in (_BOTH, _DATE, _CLOCK, _MONTHS) for m in form.finditer(text)]
     names = [n for n, c in codes_asked(schema).items() if c == value]
     return [m for n in names for m in re.finditer(rf"\b{re.escape(n)}\b", text, re.I)]
 
+# %% ../nbs/02_values.ipynb #c3dcf295
+def find_option(value, schema: dict, text: str) -> list[tuple[int, int]]:
+    "Character spans of the fewest words that name an option."
+    words = [m.span() for m in WORD.finditer(text)]
+    for n in range(1, 5):
+        spans = [(words[i][0], words[i + n - 1][1]) for i in range(len(words) - n + 1)]
+        if found := [s for s in spans if cast_option(text[slice(*s)], schema) == value]: return found
+    return []
+
 def find_list(value: list, schema: dict, text: str) -> list[tuple[int, int]]:
     "The span from the first item of a list to the last, where its cast gives the list."
-    spans = [find_value(item, schema.get("items", {}), text) for item in value]
+    items = item_schema(schema)
+    spans = [find_option(item, items, text) if "enum" in items else find_value(item, items, text) for item in value]
     if not value or not all(spans): return []
     return [(a, b) for a, _ in spans[0] for _, b in spans[-1] if a < b and same(cast(text[a:b], schema), value)][:4]
 
