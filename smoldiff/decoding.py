@@ -102,8 +102,10 @@ def span_value(self: Look, i: int, a: int, b: int):
     "The value of a span for slot i, a percent sign or a unit behind it included where that matters, or INVALID."
     if (i, a, b) not in self.casts:
         prompt, schema = self.prompt, self.prompt.template.segments[i].schema
-        value = cast(prompt.text(a, b) + measure_behind(prompt.body[prompt.offsets[b][1]:][:40], schema), schema)
-        self.casts[i, a, b] = cast(prompt.text(a, b), schema) if value is INVALID else value
+        text, end = prompt.text(a, b), prompt.offsets[b][1]
+        more = measure_behind(prompt.body[end : end + 40], schema)
+        value = cast(text + more, schema)
+        self.casts[i, a, b] = cast(text, schema) if more and value is INVALID else value
     return self.casts[i, a, b]
 
 @patch

@@ -13,9 +13,8 @@ from typing import NamedTuple
 from fastcore.basics import patch
 from .tools import SmoldiffError, as_tool, merge_schemas, pointer, type_name, validate_arguments
 from .base import Base
-from smoldiff.values import (
-    INVALID, WORD, cast, cast_option, find_value, fits, is_json, read_json, same, slot_kind, spell, stemmer, value_types,
-)
+from .values import INVALID, WORD, cast, cast_option, find_value, fits, is_json, read_json, same, slot_kind, spell
+from .values import stemmer, value_types
 from .automata import schema_regex
 
 # %% auto #0
