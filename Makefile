@@ -58,17 +58,18 @@ notebooks: $(VENV)/.development  ## execute all notebooks from fresh kernels and
 	$(BIN)/nbdev_export
 	$(BIN)/python scripts/notebooks.py
 
-head: $(VENV)/.development  ## train the head that is shipped for the embedded base again
+head: $(VENV)/.development  ## train a head like the shipped one, in its place (SMOLDIFF_DATA)
 	@test -n "$(SMOLDIFF_DATA)" || { echo "make head needs SMOLDIFF_DATA, the folder with train/ and valid/" >&2; exit 1; }
 	$(BIN)/smoldiff train --config smoldiff/heads/smollm2-135m/config.yaml --data-dir $(SMOLDIFF_DATA) --out smoldiff/heads/smollm2-135m
 
 results: $(VENV)/.runtime  ## measure the shipped head, write results/ and the README's table (hours without a GPU; SMOLDIFF_DATA for validation)
-	for what in bfcl bfcl-auto $(if $(SMOLDIFF_DATA),validation decoding); do $(BIN)/python scripts/measure.py $$what || exit 1; done
+	for what in bfcl bfcl-auto $(if $(SMOLDIFF_DATA),validation decoding reach); do $(BIN)/python scripts/measure.py $$what || exit 1; done
 	$(BIN)/python scripts/results.py
 
-rivals: $(VENV)/.development  ## measure the same base under XGrammar, and alone, on the same sets
+rivals: $(VENV)/.development  ## measure the same base under XGrammar, and alone, on the same sets, and how long each takes
 	for by in rival free; do for what in bfcl $(if $(SMOLDIFF_DATA),validation); do \
 		$(BIN)/python scripts/measure.py $$what --by $$by || exit 1; done; done
+	$(BIN)/python scripts/measure.py latency
 
 experiments: $(VENV)/.development  ## train the small heads that nbs/experiments shows (hours without a GPU; SMOLDIFF_DATA)
 	for what in layers order unit seeds parts sources tools; do $(BIN)/python scripts/experiments.py $$what || exit 1; done

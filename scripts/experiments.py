@@ -1,6 +1,7 @@
 """Experiments on a few thousand examples: each command trains heads and writes results/exp-<command>.json (see the Makefile).
 
 All share one draw of the recipe's mixture, one set of requests to unseen tools, and the base's features of both, which are read once.
+The file is written after every row, and a row that it holds is not trained again: a command that was cut off goes on.
 """
 import argparse
 import json
@@ -8,9 +9,11 @@ import os
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
+from measure import RESULTS, content_hash, write
 
 from smoldiff.agent import GenerationConfig
 from smoldiff.base import cache_dir, load_base
@@ -22,7 +25,6 @@ from smoldiff.recipe import Recipe, recipe_records, recipe_run, right_by, summar
 from smoldiff.scaffold import encode_labels, encode_prompt
 from smoldiff.training import SHARD, FeatureCache, TrainConfig, cache_features, save_shard, tool_tokens, train
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 LAYERS = (6, 12, 18, 24, 30)
 
 
@@ -42,10 +44,10 @@ class View:
 
 def at_layers(base, layers: tuple):
     "Features as if only these layers, of all that were read, had been: nothing is known of deeper ones."
-    def change(f: Features) -> Features:
-        def pick(x): return torch.cat([x.split(base.hidden_size, -1)[LAYERS.index(k)] for k in layers], -1)
-        said = [f.pair_STP[..., -1:]] if max(layers) == base.n_layers else []
-        return Features(f.ids_T, pick(f.hidden_TF), pick(f.slot_SF), torch.cat([f.pair_STP[..., : max(layers) * base.n_heads], *said], -1))
+    read = [LAYERS.index(k) for k in layers]
+    seen = [*range(max(layers) * base.n_heads), *[-1] * (max(layers) == base.n_layers)]   # attention, and what is said by the last layer
+    def pick(x): return x.unflatten(-1, (len(LAYERS), -1))[..., read, :].flatten(-2)
+    def change(f: Features) -> Features: return Features(f.ids_T, pick(f.hidden_TF), pick(f.slot_SF), f.pair_STP[..., seen])
     return change
 
 
@@ -125,32 +127,31 @@ def reading_ms(base, prompts: list, layers: tuple) -> float:
     return sorted(times)[len(times) // 2]
 
 
+# Each question is a table of variants by name: functions that train one and return its row.
+
 def layers(args, base, found) -> dict:
     "Which layers of the base to read."
-    rows = {}
-    for chosen in [(6,), (12,), (18,), (24,), (30,), (6, 18), (12, 24), (12, 30)]:
+    def row(chosen):
         learn, valid = shown(base, found, chosen)
-        row = trial(args, base, learn, valid, layers=chosen)
-        rows[" + ".join(map(str, chosen))] = row | dict(reading_ms=reading_ms(base, valid.prompts[:40], chosen))
-    return rows
+        return trial(args, base, learn, valid, layers=chosen) | dict(reading_ms=reading_ms(base, valid.prompts[:40], chosen))
+    return {" + ".join(map(str, c)): partial(row, c) for c in [(12, 30), (6,), (12,), (18,), (24,), (30,), (6, 18), (12, 24)]}
 
 
 def order(args, base, found) -> dict:
     "Tool first, request first, or each by itself."
-    rows = {"tool first": trial(args, base, *shown(base, found))}
-    for name, first, read in (("request first", True, read_features), ("each by itself", False, apart)):
-        def layout(record, prompt, first=first):
+    def row(name, first, read):
+        def layout(record, prompt):
             messages = record.get("messages") or [dict(role="user", content=record["query"])]
             return encode_prompt(base, prompt.template, messages, query_first=first)
-        place = Path(args.work) / f"{name.replace(' ', '-')}-{args.records}-{args.valid}"
-        laid = (read_otherwise(base, c, place / s, read, layout) for c, s in zip(found, ("train", "valid")))
-        rows[name] = trial(args, base, *laid)
-    return rows
+        def place(cache): return Path(args.work) / name.replace(" ", "-") / cache.places[0][0].parent.name   # a hash of what was read
+        return trial(args, base, *(read_otherwise(base, c, place(c), read, layout) for c in found))
+    more = {"request first": (True, read_features), "each by itself": (False, apart)}
+    return {"tool first": partial(trial, args, base, *shown(base, found))} | {n: partial(row, n, *how) for n, how in more.items()}
 
 
 def unit(args, base, found) -> dict:
     "What is denoised, slots or tokens, and in how many looks."
-    return {v: trial(args, base, *shown(base, found), steps=(1, 2, 3, 4, 8), variant=v) for v in ("slot", "token")}
+    return {v: partial(trial, args, base, *shown(base, found), steps=(1, 2, 3, 4, 8), variant=v) for v in ("slot", "token")}
 
 
 def parts(args, base, found) -> dict:
@@ -163,22 +164,22 @@ def parts(args, base, found) -> dict:
                "label smoothing 0.1": dict(loss=LossConfig(label_smoothing=.1)),
                "t uniform": dict(noise=NoiseConfig(t_law="uniform")),
                "SUBS weight, clipped": dict(noise=NoiseConfig(loss_weight="clipped"))}
-    wanted, show = args.only.split(",") if args.only else [*heads, *recipes], shown(base, found)
-    return {n: trial(args, base, *show, recipe=recipes.get(n), **heads.get(n, {})) for n in wanted}
+    show = shown(base, found)
+    return {n: partial(trial, args, base, *show, recipe=recipes.get(n), **heads.get(n, {})) for n in [*heads, *recipes]}
 
 
 def seeds(args, base, found) -> dict:
     "The chosen head, three times: how far chance goes."
-    return {f"seed {s}": trial(args, base, *shown(base, found), seed=s) for s in (1, 2, 3)}
+    return {f"seed {s}": partial(trial, args, base, *shown(base, found), seed=s) for s in (1, 2, 3)}
 
 
 def sources(args, base, found) -> dict:
     "What each group of sources is worth: trained without it, on as many examples as are left."
     learn, valid = shown(base, found)
-    rows = {"all": trial(args, base, learn, valid)}
+    rows = {"all": partial(trial, args, base, learn, valid)}
     for group, names in WEIGHTS.items():
         left = [i for i, r in enumerate(learn.records) if r["source"] not in names]
-        rows[f"without {group}"] = trial(args, base, learn[left], valid)
+        rows[f"without {group}"] = partial(trial, args, base, learn[left], valid)
     return rows
 
 
@@ -188,15 +189,33 @@ def tools(args, base, found) -> dict:
     names, rows = sorted({r["calls"][0]["name"] for r in learn.records}), {}
     for share in (1, 2, 4, 8):
         every = [i for i in range(len(learn)) if i % share == 0]
-        rows[f"{len(every)} examples"] = trial(args, base, learn[every], valid)
+        rows[f"{len(every)} examples"] = partial(trial, args, base, learn[every], valid)
         if share > 1:
             few = {n for k, n in enumerate(names) if k % share == 0}
             some = [i for i, r in enumerate(learn.records) if r["calls"][0]["name"] in few]
-            rows[f"{len(few)} tools"] = trial(args, base, learn[some], valid)
+            rows[f"{len(few)} tools"] = partial(trial, args, base, learn[some], valid)
     return rows
 
 
 COMMANDS = dict(layers=layers, order=order, unit=unit, parts=parts, seeds=seeds, sources=sources, tools=tools)
+
+
+def run(args, base):
+    "Train what is missing of one question."
+    question, name = COMMANDS[args.what], f"exp-{args.what}"
+    found = caches(args, base)
+    about = dict(base=base.fingerprint, data=[content_hash(c.records) for c in found], records=args.records, valid=args.valid,
+                 epochs=args.epochs, question=question.__doc__)
+    path = RESULTS / f"{name}.json"
+    known = json.loads(path.read_text()) if path.exists() else dict(about={}, rows={})
+    rows = known["rows"] if about.items() <= known["about"].items() else {}
+    variants = question(args, base, found)
+    wanted = args.only.split(",") if args.only else list(variants)
+    if unknown := [n for n in wanted if n not in variants]: sys.exit(f"no such row: {', '.join(unknown)}; there are {', '.join(variants)}")
+    for n in wanted:
+        if n in rows: continue
+        rows[n] = variants[n]()
+        write(name, base, about, dict(rows=rows))
 
 
 def main():
@@ -204,19 +223,11 @@ def main():
     parser.add_argument("what", choices=COMMANDS, help="; ".join(f"{k}: {f.__doc__}" for k, f in COMMANDS.items()))
     parser.add_argument("--data-dir", default=os.environ.get("SMOLDIFF_DATA"), help="folder with train/ and valid/ (without: tool bank)")
     parser.add_argument("--work", default=str(cache_dir() / "runs" / "experiments"), help="folder of features")
-    parser.add_argument("--records", type=int, default=3600, help="drawn for training")
-    parser.add_argument("--valid", type=int, default=400, help="drawn for validation")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--only", help="parts: some rows, split by commas")
-    args = parser.parse_args()
-    base = load_base(dtype="bfloat16" if torch.cuda.is_available() else "auto")
-    rows = COMMANDS[args.what](args, base, caches(args, base))
-    about = dict(base=base.fingerprint, torch=torch.__version__, device=base.device.type, threads=torch.get_num_threads(),
-                 records=args.records, epochs=args.epochs, question=COMMANDS[args.what].__doc__)
-    part = RESULTS / f"exp-{args.what}.json.partial"
-    part.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n")
-    os.replace(part, RESULTS / f"exp-{args.what}.json")
-    print(f"wrote results/exp-{args.what}.json", file=sys.stderr)
+    parser.add_argument("--records", type=int, default=2400, help="drawn for training")
+    parser.add_argument("--valid", type=int, default=300, help="drawn for validation")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--only", help="some rows, split by commas")
+    run(parser.parse_args(), load_base(dtype="bfloat16" if torch.cuda.is_available() else "auto"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 
 from smoldiff.agent import SHIPPED, GenerationConfig, HybridSmolLM
 from smoldiff.base import cache_dir, sha256
-from smoldiff.data import ExpandConfig, bank_split, data_files, expand_bank, read_bank, read_records, turns
+from smoldiff.data import ExpandConfig, bank_split, data_dir, data_files, expand_bank, read_bank, read_records, turns
 from smoldiff.evaluation import (
     bfcl_items, bootstrap_ci, calibration_error, call_table, field_table, metrics_of, predict_all, reliability, rival,
 )
@@ -81,10 +81,10 @@ def shares(table, by: str, *flags: str) -> dict:
             for name, t in groups}
 
 
-def write(name: str, model, about: dict, sets: dict):
+def write(name: str, base, about: dict, sets: dict):
     "One results file, written in one step; `about` says what was measured."
     RESULTS.mkdir(exist_ok=True)
-    where = dict(base=model.base.fingerprint, torch=torch.__version__, threads=torch.get_num_threads(), device=model.base.device.type)
+    where = dict(base=base.fingerprint, torch=torch.__version__, threads=torch.get_num_threads(), device=base.device.type)
     part = RESULTS / f"{name}.json.partial"
     part.write_text(json.dumps(dict(about=where | about, **sets), indent=1) + "\n")
     os.replace(part, RESULTS / f"{name}.json")
@@ -139,6 +139,18 @@ def reach(base, records: list[dict]) -> dict:
     return dict(all=split(table.plan.notna())[True], by_source=split("source"), by_type=split("type"))
 
 
+def latencies(model, form: str, items: int) -> dict:
+    "Milliseconds of a call by each way, for the same single calls, tool named; what is kept of a tool is cold, the rest is warm."
+    records, rows = bfcl_items("simple_python")[: items + 3], {}
+    ways = {"smoldiff": predictor(model, GenerationConfig(mode="tool"), True)}
+    ways |= {"base + XGrammar": rival(model.base, form), "base alone": rival(model.base, form, False)}
+    for way, predict in ways.items():
+        predict_all(predict, records[-3:])
+        ms = pd.Series([line["ms"] for line in predict_all(predict, records[:-3], progress=True)])
+        rows[way] = dict(n=len(ms), mean=ms.mean(), **{f"p{q}": ms.quantile(q / 100) for q in (5, 50, 95)})
+    return rows
+
+
 def validation_sets(folder: Path, per_source: int, oracle: bool, seen: set) -> dict:
     "What asks for tools not trained on, by form: public sources, so many records of each and none that is `seen`; kept-back bank tools."
     wanted = lambda r: (r["calls"] or not oracle) and r["id"] not in seen
@@ -156,9 +168,9 @@ def validation_sets(folder: Path, per_source: int, oracle: bool, seen: set) -> d
 def arguments() -> argparse.Namespace:
     "The command line."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["bfcl", "bfcl-auto", "validation", "validation-auto", "routing", "decoding", "reach"])
+    parser.add_argument("what", choices=["bfcl", "bfcl-auto", "validation", "validation-auto", "routing", "decoding", "reach", "latency"])
     parser.add_argument("--by", choices=["head", "rival", "free"], default="head", help="rival: base under XGrammar; free: base alone")
-    parser.add_argument("--form", default="compact", help="of the rivals' prompt: compact, chat or example")
+    parser.add_argument("--form", default="chat", help="of the rivals' prompt: chat (the best on validation), compact or example")
     parser.add_argument("--head", default=str(SHIPPED))
     parser.add_argument("--data-dir", default=os.environ.get("SMOLDIFF_DATA"))
     parser.add_argument("--only", help="one set; the others stay as they are in the results file")
@@ -171,19 +183,23 @@ def arguments() -> argparse.Namespace:
 def main():
     args = arguments()
     if args.by != "head" and args.what not in ("bfcl", "validation"): sys.exit(f"--by {args.by} needs the tool's name: bfcl or validation")
+    if args.what not in ("bfcl", "bfcl-auto", "latency"): args.data_dir = data_dir(args.data_dir)
     model, oracle = HybridSmolLM.from_pretrained(args.head), not args.what.endswith("-auto")
     config = GenerationConfig(mode="tool" if oracle else "auto")
     about = dict(head=sha256(Path(model.folder) / "head.safetensors"), config=vars(config), seed=config.seed)
     if args.what == "decoding":
         work = Path(args.work or cache_dir() / "runs" / "measure")
-        return write("decoding", model, about, dict(options=compare_decoding(model, args.data_dir, work)))
+        return write("decoding", model.base, about, dict(options=compare_decoding(model, args.data_dir, work)))
     if args.what == "routing":
         found = [list(read_records(p)) for p in data_files(Path(args.data_dir), "valid").values()]
         sample = [r for rs in found for r in random.Random(1).sample(rs, min(len(rs), 60))]
-        return write("routing", model, about, dict(probe=probe_routing(model.base, sample)))
+        return write("routing", model.base, about, dict(probe=probe_routing(model.base, sample)))
+    if args.what == "latency":
+        ways = latencies(model, args.form, args.limit or 60)
+        return write("latency", model.base, about | dict(form=args.form), dict(ways=ways))
     if args.what == "reach":
         records = [r for rs in validation_sets(Path(args.data_dir), 100, True, set()).values() for r in rs]
-        return write("reach", model, dict(data=content_hash(records)), reach(model.base, records))
+        return write("reach", model.base, dict(data=content_hash(records)), reach(model.base, records))
     categories = ("simple_python", "multiple", "live_simple", *(("parallel", "parallel_multiple") if oracle else ()))
     if args.what.startswith("bfcl"): sets = {c: bfcl_items(c) for c in categories}
     else:   # the calibration was fitted on the recipe's own validation requests
@@ -192,14 +208,19 @@ def main():
     predict, name, scores = predictor(model, config, oracle), args.what, {}
     if args.by != "head":
         predict, name, about = rival(model.base, args.form, args.by == "rival"), f"{args.what}-{args.by}", dict(by=args.by, form=args.form)
+    about |= dict(limit=args.limit, per_source=args.per_source)
     if args.only:
-        sets = {args.only: sets[args.only]}
-        scores = {k: v for k, v in json.loads((RESULTS / f"{name}.json").read_text()).items() if k != "about"}
+        if args.only not in sets: sys.exit(f"no set {args.only!r}: there are {', '.join(sets)}")
+        sets, path = {args.only: sets[args.only]}, RESULTS / f"{name}.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if known and not about.items() <= known.pop("about").items(): sys.exit(f"{path.name} was measured with another head or options")
+        scores = known
     for key, records in sets.items():
         scores |= measure(predict, key, records, oracle, args.limit)
         print(f"{key}: {100 * scores[key]['call_match']:.1f}% of {scores[key]['n']} calls right", file=sys.stderr, flush=True)
-    write(name, model, about, scores)
+    write(name, model.base, about, scores)
 
 
 if __name__ == "__main__":
-    main()
+    try: main()
+    except SmoldiffError as e: sys.exit(str(e))

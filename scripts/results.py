@@ -29,7 +29,6 @@ def row(label: str, found: dict) -> str:
     for way, s in found.items():
         cells.append(f"{percent(s['call_match'])} ({'–'.join(map(percent, s['call_match_95']))})" if s else "–")
     cells += [percent(ours["field_exact"]), percent(ours["schema_valid"])]
-    cells += [f"{s['latency_ms']['p50']:.0f}" if s else "–" for s in found.values()]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -45,9 +44,8 @@ def block() -> str:
     "The results as Markdown."
     ways = [w for w, end in WAYS.items() if load(f"bfcl{end}")]
     lines = [BEGIN, "Whole calls right, in percent with 95% bootstrap intervals; the tool's name given. BFCL: all items, "
-             "the official AST verdict. Milliseconds a call at the median on two CPU cores, which other runs shared for all but BFCL.", "",
-             f"| set | items | {' | '.join(ways)} | fields exact | valid | {' | '.join(f'ms, {w}' for w in ways)} |",
-             "|---|" + "---:|" * (3 + 2 * len(ways))]
+             "the official AST verdict. *Fields exact* and *valid*: smoldiff's.", "",
+             f"| set | items | {' | '.join(ways)} | fields exact | valid |", "|---|" + "---:|" * (3 + len(ways))]
     for name, labels in SETS.items():
         found = {w: load(name + WAYS[w]) for w in ways}
         lines += [row(label, {w: f.get(k, {}) for w, f in found.items()}) for k, label in labels.items() if k in found["smoldiff"]]
@@ -58,6 +56,11 @@ def block() -> str:
     if looks:
         seen = "; ".join(f"{k}: {percent(v['valid_fields'])} ({percent(v['valid_calls'])})" for k, v in looks.items())
         lines += ["", f"Fields right (whole calls right) on requests to unseen tools, by looks: {seen}."]
+    if speed := load("latency"):
+        seen = "; ".join(f"{way} {s['p50']:.0f} ({s['p5']:.0f}–{s['p95']:.0f})" for way, s in speed["ways"].items())
+        where = f"{speed['about']['device']}, {speed['about']['threads']} threads"
+        n = speed["ways"]["smoldiff"]["n"]
+        lines += ["", f"Milliseconds a call, the median and the middle nine tenths ({where}; {n} items of simple_python): {seen}."]
     return "\n".join([*lines, "", "BFCL is a test set: nothing was trained or tuned on it.", END])
 
 

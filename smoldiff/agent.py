@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Callable
 import torch
 from fastcore.basics import patch
-from .tools import SmoldiffError, as_tools
+from .tools import SmoldiffError, as_tools, one_line
 from .base import Base, load_base, sha256, split_thought
 from .scaffold import build_schema_template, encode_prompt
 from .head import HeadConfig, SchemaDiffusionHead
@@ -81,7 +81,8 @@ def from_pretrained(
         made = f"made for {shape.base_name} ({shape.base_fingerprint}), not for {base.name} ({base.fingerprint})"
         raise HeadError(f"the head in {folder} was {made}")
     head = SchemaDiffusionHead(shape, base.embedding.weight)
-    head.load_state_dict({k: v.float() for k, v in load_file(folder/"head.safetensors").items()})
+    try: head.load_state_dict({k: v.float() for k, v in load_file(folder/"head.safetensors").items()})
+    except RuntimeError as e: raise HeadError(f"{folder}/head.safetensors is of another version: {one_line(e)}") from None
     return HybridSmolLM(base, head.to(base.device).eval().requires_grad_(False), config.get("calibration") or {}, str(folder))
 
 HybridSmolLM.from_pretrained = staticmethod(from_pretrained)
@@ -145,7 +146,7 @@ class GenerationConfig:
     threshold: float = 0.98             # a guess at least this sure is revealed at once
     remask: bool = True                 # mask again the less sure of two slots that copied overlapping words
     temperature: float = 0.0            # of slots and of talk; 0 takes the best
-    seed: int = 0                       # of what is drawn
+    seed: int = 0                       # of what is drawn for slots; talk draws from torch's own generator
     max_new_tokens: int = 256           # of talk
     call_threshold: float = 1e-8        # least probability of opening a call, for auto
     autoregress: bool | None = None     # hand free-form objects to constrained autoregression; None: where XGrammar is installed

@@ -29,7 +29,7 @@ def require_xgrammar(
     "XGrammar, imported when first needed; an `ARError` names the extra where it is missing."
     try: import xgrammar
     except ImportError:
-        raise ARError(f'{one_line(reason) or "schema-constrained autoregression"} needs XGrammar: pip install "smoldiff[ar]"') from None
+        raise ARError(f'{one_line(reason) or "schema-constrained autoregression"} needs XGrammar: pip install xgrammar') from None
     return xgrammar
 
 # %% ../nbs/09_autoregressive.ipynb #099c86b2

@@ -45,7 +45,7 @@ def add_call(commands):
     "`smoldiff call` and its flags."
     parser = add_command(commands, "call", "Answer one request: text, or calls of your tools.")
     parser.add_argument("request", help="what the user says")
-    parser.add_argument("--tools", help="JSON file with one tool or a list (OpenAI form or plain JSON Schema)")
+    parser.add_argument("--tools", help="JSON file: one tool, a list, or tools by name (OpenAI, Anthropic, MCP or Gemini form)")
     parser.add_argument("--tool", help="call this tool, rather than let the model choose")
     shared(parser)
     parser.add_argument("--trace", action="store_true", help="show the denoising of every slot, step by step")
@@ -99,6 +99,7 @@ def shown(value) -> str:
 def trace_cell(cell: dict) -> str:
     "One slot at one look: dim while it is masked, green once revealed."
     from rich.markup import escape
+    if cell["confidence"] is None: return "[dim]masked again[/]"
     empty = cell["plan"] == "write" and not isinstance(cell["value"], str)
     value = "left out" if cell["plan"] == "absent" else "(to be written)" if empty else shown(cell["value"])
     style = "green" if cell["revealed"] else "dim"

@@ -7,10 +7,9 @@ __all__ = ['WEIGHTS', 'DEFAULT_WEIGHTS', 'HUB', 'read_records', 'data_dir', 'dat
            'check_form', 'read_bank', 'spoken', 'fill_template', 'ExpandConfig', 'name_key', 'value_pool', 'shape',
            'draw_values', 'expand_template', 'offer', 'distractors', 'respell', 'guise', 'expand_tool', 'compose',
            'expand_bank', 'bank_split', 'round_robin', 'quotas', 'tool_names', 'training_mixture', 'split_by_tool',
-           'expressible', 'record_expressible', 'filter_records', 'word_runs', 'python_type', 'mend', 'hub_tool',
-           'from_xlam', 'from_glaive', 'parse_calls', 'from_toolace', 'from_when2call', 'load_hub', 'to_row',
-           'from_row', 'cache_records', 'length_batches', 'record_table', 'argument_table', 'plot_arguments',
-           'data_report']
+           'word_runs', 'python_type', 'mend', 'hub_tool', 'from_xlam', 'from_glaive', 'parse_calls', 'from_toolace',
+           'from_when2call', 'load_hub', 'to_row', 'from_row', 'cache_records', 'length_batches', 'record_table',
+           'argument_table', 'plot_arguments', 'data_report']
 
 # %% ../nbs/07_data.ipynb #a31f6f19
 import ast, gzip, hashlib, json, os, random, re, tempfile, warnings, zlib
@@ -571,39 +570,6 @@ def split_by_tool(
     "Split records by the names of their tools, stable by hash."
     sided = [s for s in (_one_sided(r, share, seed) for r in records) if s]
     return [r for side, r in sided if not side], [r for side, r in sided if side]
-
-# %% ../nbs/07_data.ipynb #3b479d74
-def expressible(
-    value, # an argument
-    schema: dict, # its schema
-) -> bool: # scalars, lists of scalars, and objects of these whose keys the schema names
-    "Whether typed slots can express a value."
-    if isinstance(value, dict):
-        named = schema.get("properties", {}) if isinstance(schema, dict) else {}
-        return all(k in named and expressible(v, named[k]) for k, v in value.items())
-    if isinstance(value, list): return not any(isinstance(v, (list, dict)) for v in value)
-    return True
-
-def record_expressible(
-    record: dict, # a record
-) -> bool: # whether all arguments of all calls are expressible
-    "Whether typed slots can express the calls of a record."
-    tools = {t["name"]: t["parameters"] for t in record["tools"]}
-    return all(expressible(c["arguments"], tools[c["name"]]) for c in record["calls"])
-
-# %% ../nbs/07_data.ipynb #d18ca1cc
-def filter_records(
-    records: Iterable[dict], # records
-    max_chars: int = 4000, # longest request, all turns together
-    max_tools: int = 6, # most tools on offer
-    max_calls: int = 6, # most calls
-    negatives: bool = True, # keep records without a call
-    messages: bool = True, # keep conversations
-) -> Iterator[dict]: # those that remain
-    "Drop records that are too long, or whose arguments slots cannot express."
-    for r in records:
-        fits = len(r["tools"]) <= max_tools and len(r["calls"]) <= max_calls and (negatives or r["calls"]) and (messages or "query" in r)
-        if fits and len(request_text(r)) <= max_chars and record_expressible(r): yield r
 
 # %% ../nbs/07_data.ipynb #4f80c2dd
 def word_runs(

@@ -141,7 +141,8 @@ def option_guess(self: Look, i: int) -> Guess | None:
 def guess(self: Look, i: int, plans=(0, 1, 2, 3), barred: set = frozenset()) -> Guess:
     "The best guess for slot i among some plans; a written value is not known yet, and a last resort always is."
     logp, best, most = self.out.plan_BSP[0, i], None, 0.
-    noisy = gumbel(logp, self.config.temperature, self.generator).exp()
+    noisy = gumbel(logp, self.config.temperature, self.generator)
+    noisy = (noisy - noisy.max()).exp()   # only their order and ratios count
     for p in noisy.argsort(descending=True).tolist():
         if p not in plans or logp[p] < LOW / 2 or noisy[p] <= most: continue
         guess = (Guess(ABSENT, 0, 1., source="absent") if p == 0 else self.copy_guess(i, barred) if p == 1
@@ -424,7 +425,7 @@ def run_tokens(self: Denoiser) -> list[Guess]:
         tokens = {(0, i): g.tokens for i, g in enumerate(self.known)}
         state = empty_state(self.batch, [list(range(len(self.known)))], tokens, self.base.mask_id)
         self.looks += 1
-        seen = Look(self.prompt, self.batch, self.head(self.batch, state), None, None, self.config, self.generator, {})
+        seen = look(self.head, self.prompt, self.batch, state, self.config, self.generator)
         seen.state = state
         self.write(seen, left); self.note({})
     for i, (g, s) in enumerate(zip(self.known, self.prompt.template.segments)):
@@ -512,6 +513,7 @@ def judge(self: Denoiser, cache=None):
         self.known[i] = mine[int(share.argmax())][0]
         self.known[i].confidence = float(share.max()) * min(1., mass)
     self.fill_required(seen)
+    self.hand_over()
     self.note({})
 
 # %% ../nbs/10_decoding.ipynb #760e68e2

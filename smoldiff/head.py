@@ -18,7 +18,7 @@ __all__ = ['MAX_CANDIDATES', 'REACH', 'N_LINKS', 'TURNS', 'REACHES', 'N_ORDER', 
            'Features', 'features_of', 'read_features', 'Example', 'make_example', 'pad', 'spans_tensor',
            'label_tensors', 'Batch', 'inside', 'inside_any', 'shifted', 'links', 'collate', 'State', 'empty_state',
            'gold_spans', 'noisy_state', 'turn', 'fade', 'order', 'HeadConfig', 'head_config', 'rotate', 'Block',
-           'SchemaDiffusionHead', 'layers_sum', 'used_tokens', 'span_mean', 'HeadOutput', 'LossConfig', 'smooth_nll']
+           'SchemaDiffusionHead', 'layers_sum', 'span_mean', 'HeadOutput', 'LossConfig', 'smooth_nll']
 
 # %% ../nbs/06_head.ipynb #8641fae1
 @dataclass
@@ -297,6 +297,8 @@ class HeadConfig:
         self.layers = tuple(self.layers)
         for name, known in (("variant", ("slot", "token")), ("encoder", ("transformer", "residual_mlp"))):
             if getattr(self, name) not in known: raise SmoldiffError(f"unknown {name} {getattr(self, name)!r}: use {' or '.join(known)}")
+        if self.heads < 1 or self.width < 1 or self.width % (2 * self.heads):   # positions turn pairs of numbers
+            raise SmoldiffError(f"width {self.width} is not an even number for each of {self.heads} heads")
 
 # %% ../nbs/06_head.ipynb #57bbded8
 def head_config(
@@ -388,11 +390,6 @@ def layers_sum(parts: nn.ModuleList, x_F: torch.Tensor, size: int) -> torch.Tens
     "Sum of the projections of each layer's states, which stand side by side."
     return sum(p(x) for p, x in zip(parts, x_F.split(size, -1)))
 
-def used_tokens(span_BS2: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    "True for body tokens inside the span of a revealed slot: (B, T)."
-    index_T = torch.arange(n_tokens, device=span_BS2.device)
-    return ((index_T >= span_BS2[..., :1]) & (index_T <= span_BS2[..., 1:])).any(1)
-
 def span_mean(x_BTD: torch.Tensor, span_BS2: torch.Tensor) -> torch.Tensor:
     "Mean of states over inclusive spans (B, ..., 2); zeros where the span is -1."
     total = F.pad(x_BTD.cumsum(1), (0, 0, 1, 0))
@@ -408,7 +405,7 @@ def inputs(self: SchemaDiffusionHead, batch: Batch, state: State):
     H, V = self.config.base_hidden, self.config.base_vocab
     token_BTD = layers_sum(self.from_layer, batch.hidden_BTF, H) + self.from_token(self.embedding[batch.ids_BT])
     revealed_BSD = span_mean(token_BTD, state.span_BS2)
-    token_BTD = token_BTD + self.region(batch.request_BT.long()) + self.used(used_tokens(state.span_BS2, batch.ids_BT.shape[1]).long())
+    token_BTD = token_BTD + self.region(batch.request_BT.long()) + self.used(inside(state.span_BS2, batch.ids_BT.shape[1]).any(1).long())
     slot_BSD = layers_sum(self.from_slot, batch.slot_BSF, H) + self.kind(batch.kind_BS) + self.need(batch.required_BS.long())
     slot_BSD = slot_BSD + self.call(batch.call_BS.clamp(max=MAX_CALLS - 1)) + self.reveal(state.plan_BS + 1) + revealed_BSD
     if self.step is not None:

@@ -4,8 +4,8 @@
 
 # %% ../nbs/14_recipe.ipynb #c71d3b68
 from __future__ import annotations
-import hashlib, json, time
-from dataclasses import dataclass, field, asdict
+import hashlib, json, os, time
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 import torch
 from .tools import SmoldiffError
@@ -20,9 +20,9 @@ from .agent import FunctionCallGenerator, GenerationConfig, HybridSmolLM, fit_ca
 from .evaluation import evaluate
 
 # %% auto #0
-__all__ = ['CARD', 'Recipe', 'save_recipe', 'load_recipe', 'recipe_records', 'recipe_cache', 'slot_rows', 'validate', 'summary',
-           'recipe_run', 'data_facts', 'right_by', 'pd_counts', 'write_card', 'finish', 'run_key', 'train_head',
-           'predictor', 'evaluate_model']
+__all__ = ['CARD', 'Recipe', 'save_recipe', 'options_of', 'load_recipe', 'recipe_records', 'recipe_cache', 'slot_rows',
+           'validate', 'summary', 'recipe_run', 'data_facts', 'right_by', 'pd_counts', 'write_card', 'finish',
+           'run_key', 'train_head', 'predictor', 'evaluate_model']
 
 # %% ../nbs/14_recipe.ipynb #5b4bb48c
 @dataclass
@@ -45,15 +45,22 @@ def save_recipe(recipe: Recipe, path: str | Path):
     import yaml
     Path(path).write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
 
+def options_of(kind, values: dict | None):
+    "A dataclass from what YAML read, which takes 5e-4 for text."
+    numbers = {f.name: type(f.default) for f in fields(kind) if type(f.default) in (int, float)}
+    return kind(**{k: numbers[k](v) if k in numbers and isinstance(v, str) else v for k, v in (values or {}).items()})
+
 def load_recipe(path: str | Path) -> Recipe:
-    "Read a recipe; unknown options are a `SmoldiffError`."
+    "Read a recipe; unknown options and text where a number belongs are a `SmoldiffError`."
     import yaml
     parts = dict(noise=NoiseConfig, loss=LossConfig, train=TrainConfig)
     try:
         raw = yaml.safe_load(Path(path).read_text()) or {}
-        return Recipe(**{k: parts[k](**v) if k in parts else v for k, v in raw.items()})
+        options_of(HeadConfig, raw.get("head"))
+        return options_of(Recipe, {k: options_of(parts[k], v) if k in parts else v or {} if k == "head" else v for k, v in raw.items()})
     except OSError as e: raise SmoldiffError(f"cannot read recipe {path}: {e.strerror or e}") from None
-    except (yaml.YAMLError, TypeError, AttributeError) as e: raise SmoldiffError(f"recipe {path}: {str(e).splitlines()[0]}") from None
+    except (yaml.YAMLError, TypeError, ValueError, AttributeError) as e:
+        raise SmoldiffError(f"recipe {path}: {str(e).splitlines()[0]}") from None
 
 # %% ../nbs/14_recipe.ipynb #bb9acb50
 def recipe_records(
@@ -78,6 +85,7 @@ def recipe_cache(
     layers, by_source = head_config(base, **recipe.head).layers, {}
     for r in recipe_records(recipe, data, split): by_source.setdefault(r["source"], []).append(r)
     parts = [cache_features(base, by_source[s], work/"features", layers, recipe.max_tokens, progress) for s in sorted(by_source)]
+    if not sum(map(len, parts)): raise SmoldiffError(f"no record of {split}/ can be used: none was drawn, or all are over max_tokens")
     return sum(parts[1:], parts[0])
 
 # %% ../nbs/14_recipe.ipynb #e90286ee
@@ -127,8 +135,9 @@ def recipe_run(
     minutes: float | None = None,   # stop after so long
 ) -> Run:
     "A fresh head and all that `train` needs."
-    torch.manual_seed(recipe.seed)   # of the initial weights
-    head = SchemaDiffusionHead(head_config(base, **recipe.head), base.embedding.weight).to(base.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)   # of the initial weights
+        head = SchemaDiffusionHead(head_config(base, **recipe.head), base.embedding.weight).to(base.device)
     batches = lambda g: length_batches(learn.lengths(), recipe.train.batch_tokens, g)
     examples = lambda ids: collate([learn.example(i) for i in ids])
     score = lambda: summary(validate(head.eval(), base, valid, limit=150))
@@ -168,8 +177,9 @@ rather than copied are its weak side.
 - **Re-make it**: `smoldiff train --config config.yaml --data-dir DATA --out FOLDER` (seed {seed}; all options in `config.yaml`,
   every step in `history.csv`, numbers by source and kind of slot in `metrics.json`).
 - **Confidence**: Platt scaling fitted on the validation requests, scale {scale}, shift {shift}.
-- **Data licences**: the tool bank is Apache-2.0; the public sources keep theirs (see the data's own README): CC BY 4.0, CC BY-SA 4.0, CC0,
-  MIT, Apache-2.0, BSD-3-Clause. `sgd`, where it is used, shares service schemas with some live BFCL items: those are reported apart.
+- **Data licences**: the tool bank is Apache-2.0; the public sources keep theirs (see `tests/data/sample/README.md`): CC BY 4.0,
+  CC BY-SA 4.0, CC0, MIT, Apache-2.0, BSD-3-Clause. `sgd`, where it is used, shares service schemas with some live BFCL items: those
+  are reported apart.
 """
 
 def write_card(folder: Path, recipe: Recipe, config: HeadConfig, metrics: dict):
@@ -211,6 +221,7 @@ def train_head(
     progress: bool = True,
 ) -> dict:                           # metrics; "finished" says whether all steps are done
     "Train a head by a recipe, resuming what an earlier call began; writes head, `config.yaml`, `metrics.json`, `history.csv`."
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise SmoldiffError("a recipe is trained in one process; training.train takes more")
     work, out = Path(work or cache_dir()/"runs"/Path(out).name), Path(out)
     learn, valid = (recipe_cache(recipe, base, data, work, split, progress) for split in ("train", "valid"))
     run, start = recipe_run(recipe, base, learn, valid, work/f"checkpoints-{run_key(recipe, learn)}", minutes), time.perf_counter()

@@ -70,9 +70,6 @@ class BudgetConfig:
     number: int = 12       # integers and numbers
     array: int = 32        # lists
     json: int = 48         # any JSON
-    min_tokens: int = 4    # floor of a dynamic budget
-    extra_tokens: int = 3  # slack beyond the value's own tokens
-    max_tokens: int = 64   # ceiling
     items: int = 4         # items of a list of objects, entries of a map; half as many in a list inside a list
 
 # %% ../nbs/04_scaffold.ipynb #493bf569

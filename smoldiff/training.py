@@ -107,14 +107,14 @@ class FeatureCache:
 
 # %% ../nbs/08_training.ipynb #b5688b0e
 def features_name(base: Base, layers: tuple, max_tokens: int, records: list[dict]) -> str:
-    "The name of a cache: a hash of all that its features depend on."
+    "The name of a cache: a hash of what its features depend on; the base's precision, which changes them little, is not among it."
     what = json.dumps([base.fingerprint, list(layers), max_tokens, PROMPT_FORM, records], sort_keys=True)
     return f"features-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
-def steps(items, what: str, show: bool = True, total: int | None = None):
+def steps(items, what: str, show: bool = True):
     "Iterate with a progress bar on stderr, if it is wanted."
     from tqdm import tqdm
-    return tqdm(items, desc=what, disable=not show, total=total)
+    return tqdm(items, desc=what, disable=not show)
 
 # %% ../nbs/08_training.ipynb #3db84cb4
 def by_tool(
@@ -204,7 +204,7 @@ def save_checkpoint(folder: Path, model, optimizer, generator: torch.Generator, 
     save_file(moments | {"generator": generator.get_state()}, part/"optimizer.safetensors")
     (part/"progress.json").write_text(json.dumps(progress))
     old = folder.with_name(folder.name + ".old")
-    if folder.exists(): os.replace(folder, old)
+    if folder.exists(): shutil.rmtree(old, ignore_errors=True); os.replace(folder, old)
     os.replace(part, folder); shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/08_training.ipynb #89fe87d4
