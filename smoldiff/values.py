@@ -295,16 +295,22 @@ def stemmer():
     import snowballstemmer
     return lru_cache(65536)(snowballstemmer.stemmer("english").stemWord)
 
+@lru_cache(8192)
+def _letters(text: str) -> str: return re.sub(r"[\W_]+", "", text).lower()
+
+@lru_cache(8192)
+def _stems(text: str) -> frozenset: return frozenset(stemmer()(w.lower()) for w in WORD.findall(text))
+
 def cast_option(text: str, schema: dict):
     "The option that a text names: the same letters and digits, else all of its words among those of the text, else one short for a word."
-    def plain(x): return re.sub(r"[\W_]+", "", spell(x)).lower()
-    def stems(x): return {stemmer()(w.lower()) for w in WORD.findall(spell(x))}
-    options = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    if found := [o for o in options if spell(o).lower() == text.lower()] or [o for o in options if plain(o) == plain(text)]: return found[0]
-    said = stems(text)
-    named = [o for o in options if (own := stems(o)) and own <= said]
-    named = named or [o for o in options if len(plain(o)) > 2 and plain(text).startswith(plain(o))]
-    longest = [o for o in named if len(stems(o)) == max(len(stems(n)) for n in named)]
+    options = [(o, spell(o)) for o in schema.get("enum", [schema["const"]] if "const" in schema else [])]
+    letters, said = _letters(text), _stems(text)
+    alike = [o for o, name in options if name.lower() == text.lower()] or [o for o, name in options if _letters(name) == letters]
+    if alike: return alike[0]
+    named = [(o, name) for o, name in options if _stems(name) and _stems(name) <= said]
+    named = named or [(o, name) for o, name in options if len(_letters(name)) > 2 and letters.startswith(_letters(name))]
+    most = max((len(_stems(name)) for _, name in named), default=0)
+    longest = [o for o, name in named if len(_stems(name)) == most]
     return longest[0] if len(longest) == 1 else INVALID
 
 def spell(value) -> str:
