@@ -20,7 +20,7 @@ from smoldiff.agent import SHIPPED, GenerationConfig, HybridSmolLM
 from smoldiff.base import cache_dir, sha256
 from smoldiff.data import ExpandConfig, bank_split, data_dir, data_files, expand_bank, read_bank, read_records, turns
 from smoldiff.evaluation import (
-    bfcl_items, bootstrap_ci, calibration_error, call_table, field_table, metrics_of, predict_all, reliability, rival,
+    bfcl_items, bootstrap_ci, calibration_error, call_table, field_table, metrics_of, optional_slots, predict_all, reliability, rival,
 )
 from smoldiff.recipe import load_recipe, predictor, recipe_cache, recipe_records, summary, validate
 from smoldiff.routing import call_probability, name_scores, tool_scores
@@ -60,8 +60,8 @@ def judged(records: list[dict], lines: list[dict]) -> dict:
     "Metrics with a bootstrap interval of the share of items that match, and what the plots show."
     calls, table = call_table(records, lines), field_table(records, lines)
     known = table[table.right_norm.notna()]
-    filled, optional = known[known.gold_present | known.pred_present], known[~known.required & known.matched]
-    left_out, bins = optional.assign(true=~optional.gold_present, predicted=~optional.pred_present), reliability(table)
+    filled, bins = known[known.gold_present | known.pred_present], reliability(table)
+    left_out = optional_slots(table).rename(columns=dict(pred="predicted"))
     return metrics_of(calls, table) | dict(
         call_match_95=interval(calls["match"]), data=content_hash(records), ece=calibration_error(bins),
         right_by_type=shares(filled, "type", "right_norm"), right_by_source=shares(filled, "field_source", "right_norm"),
@@ -79,6 +79,14 @@ def shares(table, by: str, *flags: str) -> dict:
     groups = sorted(table.groupby(by), key=lambda g: -len(g[1]))
     return {str(name): dict(n=len(t)) | {f: round(float(t[f].mean()), 4) for f in flags} | {f"{f}_95": interval(t[f]) for f in flags}
             for name, t in groups}
+
+
+def known_results(name: str, about: dict) -> dict:
+    "What a results file holds besides `about`; it must have been measured in the same way."
+    path = RESULTS / f"{name}.json"
+    found = json.loads(path.read_text()) if path.exists() else dict(about=about)
+    if not about.items() <= found.pop("about").items(): sys.exit(f"results/{name}.json was measured with another head or options")
+    return found
 
 
 def write(name: str, base, about: dict, sets: dict):
@@ -113,17 +121,19 @@ def probe_routing(base, records: list[dict], seed: int = 2) -> dict:
                 tool_right={k: v / len(several) for k, v in right.items()}, opening=opening, data=content_hash(several))
 
 
-def compare_decoding(model, data: str, work: Path) -> dict:
-    "Validation fields under several options of the S3 loop; features of the prompts are read once."
+def compare_decoding(model, data: str, work: Path, rows: dict):
+    "Yield the table of validation fields under more and more options of the S3 loop, from known rows on; features are read once."
     cache = recipe_cache(load_recipe(Path(model.folder) / "config.yaml"), model.base, data, work, "valid")
     options = {f"steps {n}": dict(steps=n) for n in (1, 2, 3, 4, 8)}
+    options |= {"3, nothing masked again": dict(remask=False)}
+    options |= {f"3, threshold {x}": dict(threshold=x) for x in (.9, 1.01)}   # the last is never reached
     options |= {"3, judge 0.3": dict(judge=.3)}   # which reads the prompt anew here, for features are cached
-    rows = {}
-    for name, option in options.items():
+    for name in [n for n in options if n not in rows]:
         start = time.perf_counter()
-        table = validate(model.head, model.base, cache, GenerationConfig(mode="tool", **option))
-        rows[name] = summary(table) | dict(head_ms=1000 * (time.perf_counter() - start) / len(cache), n=len(cache))
-    return rows
+        table = validate(model.head, model.base, cache, GenerationConfig(mode="tool", **options[name]))
+        ms = 1000 * (time.perf_counter() - start) / len(cache)
+        rows[name] = summary(table) | dict(head_ms=ms, n=len(cache))
+        yield {k: rows[k] for k in options if k in rows}
 
 
 def reach(base, records: list[dict]) -> dict:
@@ -174,6 +184,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--head", default=str(SHIPPED))
     parser.add_argument("--data-dir", default=os.environ.get("SMOLDIFF_DATA"))
     parser.add_argument("--only", help="one set; the others stay as they are in the results file")
+    parser.add_argument("--resume", action="store_true", help="keep what the results file holds of this head: sets, and rows of decoding")
     parser.add_argument("--work", help="folder for features")
     parser.add_argument("--limit", type=int, help="items of each set")
     parser.add_argument("--per-source", type=int, default=40, help="validation: records of each source")
@@ -189,7 +200,9 @@ def main():
     about = dict(head=sha256(Path(model.folder) / "head.safetensors"), config=vars(config), seed=config.seed)
     if args.what == "decoding":
         work = Path(args.work or cache_dir() / "runs" / "measure")
-        return write("decoding", model.base, about, dict(options=compare_decoding(model, args.data_dir, work)))
+        known = known_results("decoding", about).get("options", {}) if args.resume else {}
+        for rows in compare_decoding(model, args.data_dir, work, known): write("decoding", model.base, about, dict(options=rows))
+        return
     if args.what == "routing":
         found = [list(read_records(p)) for p in data_files(Path(args.data_dir), "valid").values()]
         sample = [r for rs in found for r in random.Random(1).sample(rs, min(len(rs), 60))]
@@ -209,16 +222,13 @@ def main():
     if args.by != "head":
         predict, name, about = rival(model.base, args.form, args.by == "rival"), f"{args.what}-{args.by}", dict(by=args.by, form=args.form)
     about |= dict(limit=args.limit, per_source=args.per_source)
-    if args.only:
-        if args.only not in sets: sys.exit(f"no set {args.only!r}: there are {', '.join(sets)}")
-        sets, path = {args.only: sets[args.only]}, RESULTS / f"{name}.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        if known and not about.items() <= known.pop("about").items(): sys.exit(f"{path.name} was measured with another head or options")
-        scores = known
+    if args.only and args.only not in sets: sys.exit(f"no set {args.only!r}: there are {', '.join(sets)}")
+    if args.only or args.resume: scores = known_results(name, about)
     for key, records in sets.items():
+        if args.only not in (None, key) or args.resume and key in scores: continue
         scores |= measure(predict, key, records, oracle, args.limit)
         print(f"{key}: {100 * scores[key]['call_match']:.1f}% of {scores[key]['n']} calls right", file=sys.stderr, flush=True)
-    write(name, model.base, about, scores)
+        write(name, model.base, about, scores)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ __all__ = ['BFCL_WHEEL', 'BFCL_CATEGORIES', 'ERRORS', 'equal_strict', 'normalise
            'match_calls', 'read_bfcl', 'demands', 'shortest_call', 'bfcl_items', 'read_source', 'write_source',
            'bfcl_language', 'source_calls', 'typed_calls', 'ast_check', 'Field', 'fields_of', 'expected', 'align',
            'stands_in', 'numbers_in', 'grounded', 'prediction_line', 'predict_all', 'write_predictions',
-           'read_predictions', 'field_rows', 'pair_lines', 'field_table', 'bfcl_exact', 'judge_calls', 'call_table',
-           'null_rates', 'metrics_of', 'evaluate_predictions', 'evaluate', 'bootstrap_ci', 'accuracy_by',
-           'plot_accuracy', 'plot_null_rates', 'error_kinds', 'plot_errors', 'reliability', 'calibration_error',
-           'plot_reliability', 'rival', 'risk_coverage', 'plot_risk_coverage', 'plot_latency']
+           'read_predictions', 'judged_fields', 'pair_lines', 'field_table', 'bfcl_exact', 'judge_calls', 'call_table',
+           'optional_slots', 'null_rates', 'metrics_of', 'evaluate_predictions', 'evaluate', 'bootstrap_ci',
+           'accuracy_by', 'plot_accuracy', 'plot_null_rates', 'error_kinds', 'plot_errors', 'reliability',
+           'calibration_error', 'plot_reliability', 'rival', 'risk_coverage', 'plot_risk_coverage', 'plot_latency']
 
 # %% ../nbs/13_evaluation.ipynb #9236ab71
 import json, os, re, tempfile, time, zipfile
@@ -630,7 +630,7 @@ def _answered(fields: list[dict], call: int, name: str) -> dict:
     rows = [f for f in fields if f.get("call", 0) == call and (f["path"] == name or f["path"].startswith(inside))]
     return min(rows, key=lambda f: (f["path"] != name, f.get("confidence") or 0.), default={})
 
-def field_rows(
+def judged_fields(
     record: dict,  # A record or BFCL item
     line: dict,  # Its prediction line
 ) -> list[dict]:  # Rows of the field table
@@ -667,7 +667,7 @@ def field_table(
     predictions: list[dict],  # Their prediction lines
 ) -> pd.DataFrame:  # One row for each slot of each call
     "Every slot of every answer, judged. `right_*` are missing where the data holds no gold call (BFCL's live_relevance)."
-    rows = [row for record, line in pair_lines(records, predictions) for row in field_rows(record, line)]
+    rows = [row for record, line in pair_lines(records, predictions) for row in judged_fields(record, line)]
     table = pd.DataFrame(rows, columns=_COLUMNS)
     flags = ["right_strict", "right_norm", "grounded", "required", "matched", "gold_present", "pred_present"]
     numbers = dict.fromkeys(["confidence", "null_tokens", "budget_tokens"], "float64")
@@ -714,18 +714,19 @@ def call_table(
     return pd.DataFrame(rows, columns="id source n_gold n_pred exact match valid ms error".split())
 
 # %% ../nbs/13_evaluation.ipynb #0d2eebfa
-def _share(part, whole=None) -> float|None:
-    "A share as a plain float; None where there is nothing to count."
-    whole = part.count() if whole is None else whole
-    return float(part.sum() / whole) if whole else None
+def optional_slots(
+    table: pd.DataFrame,  # What `field_table` returns
+) -> pd.DataFrame:  # Its rows of optional slots in calls of the right tool, with `true` and `pred`
+    "Which optional slots are left out, by the gold (`true`) and by the prediction (`pred`)."
+    optional = table[~table.required & table.matched & table.right_norm.notna()]
+    return optional.assign(true=~optional.gold_present, pred=~optional.pred_present)
 
 def null_rates(
     table: pd.DataFrame,  # What `field_table` returns
     by: str = "source",  # Column to group by
 ) -> pd.DataFrame:  # Indexed by group: slots, true, pred
     "The share of optional slots left out, by the gold and by the prediction, in calls of the right tool."
-    optional = table[~table.required & table.matched & table.right_norm.notna()]
-    groups = optional.assign(true=~optional.gold_present, pred=~optional.pred_present).groupby(by)
+    groups = optional_slots(table).groupby(by)
     return groups.agg(slots=("path", "size"), true=("true", "mean"), pred=("pred", "mean")).astype({"true": float, "pred": float})
 
 def _percentiles(ms: pd.Series) -> dict:
@@ -733,6 +734,11 @@ def _percentiles(ms: pd.Series) -> dict:
     return {f"p{q}": float(np.percentile(ms, q)) if len(ms) else None for q in (50, 95)}
 
 # %% ../nbs/13_evaluation.ipynb #2700e3cc
+def _share(part, whole=None) -> float|None:
+    "A share as a plain float; None where there is nothing to count."
+    whole = part.count() if whole is None else whole
+    return float(part.sum() / whole) if whole else None
+
 def metrics_of(
     calls: pd.DataFrame,  # What `call_table` returns
     table: pd.DataFrame,  # What `field_table` returns
@@ -740,10 +746,10 @@ def metrics_of(
     "The figures of `evaluate_predictions`, from the two frames."
     filled = table[table.gold_present | table.pred_present]
     written = table[(table.field_source == "write") & table.budget_tokens.notna()]
-    optional = table[~table.required & table.matched & table.right_norm.notna()]
+    optional = optional_slots(table)
     return {"n": len(calls), "call_exact": _share(calls.exact), "call_match": _share(calls.match),
             "field_exact": _share(filled.right_strict), "schema_valid": _share(calls.valid, calls.n_pred.sum()),
-            "null_rate_true": _share(~optional.gold_present), "null_rate_pred": _share(~optional.pred_present),
+            "null_rate_true": _share(optional.true), "null_rate_pred": _share(optional.pred),
             "null_token_rate": _share(written.null_tokens, written.budget_tokens.sum()),
             "hallucination_rate": _share(~table.grounded), "latency_ms": _percentiles(calls.ms)}
 

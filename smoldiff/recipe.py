@@ -22,7 +22,7 @@ from .evaluation import evaluate
 # %% auto #0
 __all__ = ['CARD', 'Recipe', 'save_recipe', 'options_of', 'load_recipe', 'recipe_records', 'recipe_cache', 'slot_rows',
            'validate', 'summary', 'recipe_run', 'data_facts', 'right_by', 'pd_counts', 'write_card', 'finish',
-           'run_key', 'train_head', 'predictor', 'evaluate_model']
+           'run_key', 'train_head', 'predictor', 'evaluate_model', 'experiment_table', 'plot_experiment']
 
 # %% ../nbs/14_recipe.ipynb #5b4bb48c
 @dataclass
@@ -252,3 +252,31 @@ def evaluate_model(
     if oracle_name: records = [r for r in records if r["calls"]]
     if not records: raise SmoldiffError("nothing to evaluate: no record" + (" with a call" if oracle_name else ""))
     return evaluate(predictor(model, config, oracle_name), records, limit, progress)
+
+# %% ../nbs/14_recipe.ipynb #79d054bd
+def experiment_table(
+    path: str | Path,         # results/exp-*.json
+    looks: int | None = None, # of the decoder; by default the last number that was tried
+):                            # a DataFrame
+    "One row a variant, shares in percent: fields and calls right, ends of the fields' 95% bootstrap interval, NULL rates."
+    import pandas as pd
+    rows = {}
+    for name, row in json.loads(Path(path).read_text())["rows"].items():
+        seen = row["looks"][str(looks or list(row["looks"])[-1])]
+        low, high = seen["valid_fields_95"]
+        shares = dict(fields=seen["valid_fields"], low=low, high=high, calls=seen["valid_calls"], null_true=seen["null_true"], null_pred=seen["null_pred"])
+        rows[name] = {k: round(100 * v, 1) for k, v in shares.items()} | dict(parameters=row["parameters"], seconds=row["train_seconds"])
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+def plot_experiment(
+    table,    # of `experiment_table`
+    ax=None,  # matplotlib axes
+):            # the axes
+    "Fields right, one line a variant, with their intervals."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(5, .6 + .32 * len(table)), layout="constrained")[1]
+    y = range(len(table))[::-1]
+    ax.errorbar(table.fields, y, xerr=[table.fields - table.low, table.high - table.fields], fmt="o", color="#08519c", ecolor="#9ecae1", capsize=3)
+    ax.set_yticks(y, table.index, fontsize=8)
+    ax.set(xlabel="fields right on unseen tools (%)", ylim=(-.6, len(table) - .4))
+    return ax
