@@ -40,12 +40,18 @@ SETS = {"bfcl": {c: f"BFCL {c}" for c in ("simple_python", "multiple", "parallel
                        "bank, several calls": "kept-back tools of the tool bank, several calls"}}
 
 
+def headed(way: str) -> str:
+    "The name of a way, and how many items of each BFCL category it was asked, where not all."
+    limit = load(f"bfcl{WAYS[way]}")["about"].get("limit")
+    return f"{way} (first {limit})" if limit else way
+
+
 def block() -> str:
     "The results as Markdown."
     ways = [w for w, end in WAYS.items() if load(f"bfcl{end}")]
     lines = [BEGIN, "Whole calls right, in percent with 95% bootstrap intervals; the tool's name given. BFCL: all items, "
              "the official AST verdict. *Fields exact* and *valid*: smoldiff's.", "",
-             f"| set | items | {' | '.join(ways)} | fields exact | valid |", "|---|" + "---:|" * (3 + len(ways))]
+             f"| set | items | {' | '.join(map(headed, ways))} | fields exact | valid |", "|---|" + "---:|" * (3 + len(ways))]
     for name, labels in SETS.items():
         found = {w: load(name + WAYS[w]) for w in ways}
         lines += [row(label, {w: f.get(k, {}) for w, f in found.items()}) for k, label in labels.items() if k in found["smoldiff"]]
@@ -58,7 +64,8 @@ def block() -> str:
         lines += ["", f"Fields right (whole calls right) on requests to unseen tools, by looks: {seen}."]
     if speed := load("latency"):
         seen = "; ".join(f"{way} {s['p50']:.0f} ({s['p5']:.0f}–{s['p95']:.0f})" for way, s in speed["ways"].items())
-        where = f"{speed['about']['device']}, {speed['about']['threads']} threads"
+        threads = speed["about"]["threads"]
+        where = f"{speed['about']['device']}, {threads} thread{'s' * (threads > 1)}"
         n = speed["ways"]["smoldiff"]["n"]
         lines += ["", f"Milliseconds a call, the median and the middle nine tenths ({where}; {n} items of simple_python): {seen}."]
     return "\n".join([*lines, "", "BFCL is a test set: nothing was trained or tuned on it.", END])

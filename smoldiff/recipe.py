@@ -22,7 +22,8 @@ from .evaluation import evaluate
 # %% auto #0
 __all__ = ['CARD', 'Recipe', 'save_recipe', 'options_of', 'load_recipe', 'recipe_records', 'recipe_cache', 'slot_rows',
            'validate', 'summary', 'recipe_run', 'data_facts', 'right_by', 'pd_counts', 'write_card', 'finish',
-           'run_key', 'train_head', 'predictor', 'evaluate_model', 'experiment_table', 'plot_experiment']
+           'run_key', 'train_head', 'predictor', 'evaluate_model', 'experiment_table', 'experiment_kinds',
+           'plot_experiment']
 
 # %% ../nbs/14_recipe.ipynb #5b4bb48c
 @dataclass
@@ -264,10 +265,25 @@ def experiment_table(
     for name, row in json.loads(Path(path).read_text())["rows"].items():
         seen = row["looks"][str(looks or list(row["looks"])[-1])]
         low, high = seen["valid_fields_95"]
-        shares = dict(fields=seen["valid_fields"], low=low, high=high, calls=seen["valid_calls"], null_true=seen["null_true"], null_pred=seen["null_pred"])
+        shares = dict(fields=seen["valid_fields"], low=low, high=high, calls=seen["valid_calls"],
+                      null_true=seen["null_true"], null_pred=seen["null_pred"])
         rows[name] = {k: round(100 * v, 1) for k, v in shares.items()} | dict(parameters=row["parameters"], seconds=row["train_seconds"])
     return pd.DataFrame.from_dict(rows, orient="index")
 
+# %% ../nbs/14_recipe.ipynb #7b28e222
+def experiment_kinds(
+    path: str | Path,         # results/exp-*.json
+    looks: int | None = None, # as above
+):                            # a DataFrame
+    "Fields right by kind of slot, in percent, a column a variant; the kinds with most slots first."
+    import pandas as pd
+    rows = {}
+    for name, row in json.loads(Path(path).read_text())["rows"].items():
+        rows[name] = pd.DataFrame(row["looks"][str(looks or list(row["looks"])[-1])]["by_kind"]).T
+    table = pd.DataFrame({name: 100 * t.right for name, t in rows.items()}).round(1)
+    return table.assign(slots=next(iter(rows.values())).n.astype(int)).sort_values("slots", ascending=False)
+
+# %% ../nbs/14_recipe.ipynb #d4d63526
 def plot_experiment(
     table,    # of `experiment_table`
     ax=None,  # matplotlib axes
@@ -276,7 +292,8 @@ def plot_experiment(
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5, .6 + .32 * len(table)), layout="constrained")[1]
     y = range(len(table))[::-1]
-    ax.errorbar(table.fields, y, xerr=[table.fields - table.low, table.high - table.fields], fmt="o", color="#08519c", ecolor="#9ecae1", capsize=3)
+    ends = [table.fields - table.low, table.high - table.fields]
+    ax.errorbar(table.fields, y, xerr=ends, fmt="o", color="#08519c", ecolor="#9ecae1", capsize=3)
     ax.set_yticks(y, table.index, fontsize=8)
     ax.set(xlabel="fields right on unseen tools (%)", ylim=(-.6, len(table) - .4))
     return ax
