@@ -17,7 +17,7 @@ from measure import RESULTS, content_hash, write
 
 from smoldiff.agent import GenerationConfig
 from smoldiff.base import cache_dir, load_base
-from smoldiff.data import WEIGHTS
+from smoldiff.data import WEIGHTS, length_batches
 from smoldiff.evaluation import bootstrap_ci
 from smoldiff.head import Features, LossConfig, read_features
 from smoldiff.noise import NoiseConfig
@@ -74,8 +74,10 @@ def read_otherwise(base, cache: FeatureCache, place: Path, read, layout) -> Feat
     for a in range(0, len(prompts), SHARD):
         shard = place / f"{a // SHARD:05d}.safetensors"
         if not shard.exists():
-            few = [prompts[k : min(k + 12, a + SHARD)] for k in range(a, min(a + SHARD, len(prompts)), 12)]
-            save_shard(shard, [f for some in few for f in read(base, some)])
+            here, found = prompts[a : a + SHARD], {}
+            for ids in length_batches([len(p.ids) for p in here], 2600, shuffle=False):
+                found |= zip(ids, read(base, [here[i] for i in ids]))
+            save_shard(shard, [found[i] for i in range(len(here))])
     places = [(place / f"{k // SHARD:05d}.safetensors", k % SHARD) for k in range(len(prompts))]
     labels = [encode_labels(base, p, r["calls"], r.get("spans")) for p, r in zip(prompts, cache.records)]
     return FeatureCache(places, cache.records, prompts, labels)
