@@ -149,8 +149,8 @@ def reach(base, records: list[dict]) -> dict:
     return dict(all=split(table.plan.notna())[True], by_source=split("source"), by_type=split("type"))
 
 
-def latencies(model, form: str, items: int) -> dict:
-    "Milliseconds of a call by each way, for the same single calls, tool named; what is kept of a tool is cold, the rest is warm."
+def latencies(model, form: str, items: int):
+    "Yield, way by way, milliseconds of a call, for the same single calls, tool named; what is kept of a tool is cold, the rest is warm."
     records, rows = bfcl_items("simple_python")[: items + 3], {}
     ways = {"smoldiff": predictor(model, GenerationConfig(mode="tool"), True)}
     ways |= {"base + XGrammar": rival(model.base, form), "base alone": rival(model.base, form, False)}
@@ -158,7 +158,7 @@ def latencies(model, form: str, items: int) -> dict:
         predict_all(predict, records[-3:])
         ms = pd.Series([line["ms"] for line in predict_all(predict, records[:-3], progress=True)])
         rows[way] = dict(n=len(ms), mean=ms.mean(), **{f"p{q}": ms.quantile(q / 100) for q in (5, 50, 95)})
-    return rows
+        yield rows
 
 
 def validation_sets(folder: Path, per_source: int, oracle: bool, seen: set) -> dict:
@@ -208,8 +208,9 @@ def main():
         sample = [r for rs in found for r in random.Random(1).sample(rs, min(len(rs), 60))]
         return write("routing", model.base, about, dict(probe=probe_routing(model.base, sample)))
     if args.what == "latency":
-        ways = latencies(model, args.form, args.limit or 60)
-        return write("latency", model.base, about | dict(form=args.form), dict(ways=ways))
+        for ways in latencies(model, args.form, args.limit or 60):
+            write("latency", model.base, about | dict(form=args.form), dict(ways=ways))
+        return
     if args.what == "reach":
         records = [r for rs in validation_sets(Path(args.data_dir), 100, True, set()).values() for r in rs]
         return write("reach", model.base, dict(data=content_hash(records)), reach(model.base, records))
